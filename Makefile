@@ -1,0 +1,46 @@
+# make step4 and make test set everything up by themselves; PYTHON chooses another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
+
+.PHONY: setup $(STEPS) predict ui serve test quick check bench lock
+
+setup: .venv/.installed
+
+# The mark is written last: an installation that was cut off starts again.
+.venv/.installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep -o '^uv==[^ ]*' requirements.txt)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	touch $@
+
+# The environment's programs come first, so that `mlflow run` calls its python.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+$(STEPS): setup
+	mlflow run . -e $@ --env-manager local
+
+predict: setup
+	mlflow run . -e predict --env-manager local -P images=$(IMAGES)
+
+ui: setup
+	mlflow ui
+
+serve: setup
+	mlflow models serve --model-uri models:/mnist-cnn@champion --env-manager local --port 5001
+
+test: setup
+	pytest
+
+quick: setup
+	pytest -m "not slow"
+
+check: setup
+	ruff check .
+	ruff format --check .
+
+bench: setup
+	python -m benchmarks.epoch
+
+lock: setup
+	uv pip compile --quiet --universal --python-version 3.11 requirements.in --output-file requirements.txt

@@ -1,0 +1,34 @@
+"""Random rotation, shift and scale of a whole batch at once."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def augment(images: Tensor, generator: torch.Generator, *, rotation=0.0, shift=0.0, scale=0.0) -> Tensor:
+    """Give each image a random affine transformation of its own; what comes into view is 0.
+
+    Args:
+        images: float (N, H, W), background 0.
+        generator: the source of randomness, on the CPU, so that a seed means the same on every device.
+        rotation: degrees; each image turns by a uniform draw from ±rotation about its centre.
+        shift: share of the width and of the height, uniform in ±shift.
+        scale: each image grows by a factor drawn uniformly from 1 ± scale.
+
+    Returns: float (N, H, W), the input itself when there is nothing to do.
+    """
+    if not (rotation or shift or scale):
+        return images
+    draws = torch.rand(4, len(images), generator=generator).mul_(2).sub_(1)  # uniform in ±1
+    angle = draws[0] * math.radians(rotation)
+    size = 1 + draws[1] * scale
+    cosine, sine = angle.cos() / size, angle.sin() / size
+    # Maps output coordinates to input coordinates; the image spans ±1, so a share counts double.
+    matrix = torch.stack([cosine, -sine, draws[2] * 2 * shift, sine, cosine, draws[3] * 2 * shift], dim=1).reshape(
+        -1, 2, 3
+    )  # (N, 2, 3)
+    images = images.unsqueeze(1)  # (N, 1, H, W)
+    grid = F.affine_grid(matrix.to(images.device), list(images.shape), align_corners=False)  # (N, H, W, 2)
+    return F.grid_sample(images, grid, align_corners=False).squeeze(1)

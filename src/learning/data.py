@@ -1,0 +1,213 @@
+"""MNIST, or scikit-learn's digits where MNIST is out of reach, as tensors in memory, checked at every load."""
+
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image
+from platformdirs import user_cache_path
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.datasets.utils import check_integrity
+
+DATASETS = ("auto", "mnist", "digits")
+FOLDER_VARIABLE = "DRILLDOWN_DATA"
+MIRROR_VARIABLE = "MNIST_MIRROR"
+MIRROR_PATIENCE = 10  # seconds without an answer
+
+MNIST_SOURCE = "http://yann.lecun.com/exdb/mnist/"
+DIGITS_SOURCE = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
+
+# The SHA-256 of each of MNIST's four files, unpacked.
+MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+# Of the 1,797 images in MNIST's frame, then their labels.
+DIGITS_SHA256 = "9279aabcbd19c67e87615d9aaacb5fbbfce68e7c62c01abb7e7fa4efbcb99704"
+
+
+class DataError(Exception):
+    """The data cannot be had, or is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images to learn from and images to measure on.
+
+    Images are uint8 (N, 28, 28), white on black; labels are int64 (N,).
+    """
+
+    name: str  # "mnist" or "digits"
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    digest: str  # the first 32 hexadecimal digits of a SHA-256 over the whole dataset
+    source: str  # the address of those who made it
+    target_accuracy: float  # percent of the test images
+    split: str = "test"  # what test_images are: "test", or "validation" after hold_out()
+
+    def hold_out(self, count: int) -> "Dataset":
+        """Put the last `count` training images in the place of the test images, which go out of sight.
+
+        Recipes are chosen on that slice, so that no choice is made on the test set.
+        """
+        if not 0 <= count < len(self.train_images):
+            raise ValueError(f"validation is {count}: it takes a whole number from 0 to {len(self.train_images) - 1}")
+        if count == 0:
+            return self
+        return replace(
+            self,
+            train_images=self.train_images[:-count],
+            train_labels=self.train_labels[:-count],
+            test_images=self.train_images[-count:],
+            test_labels=self.train_labels[-count:],
+            split="validation",
+        )
+
+    def moments(self) -> tuple[float, float]:
+        """The mean and standard deviation of the training pixels, on a scale from 0 to 1."""
+        pixels = self.train_images.numpy()
+        return float(pixels.mean() / 255), float(pixels.std() / 255)
+
+
+def load(name: str = "auto", folder: str | Path | None = None) -> Dataset:
+    """Load a dataset whole.
+
+    Args:
+        name: "mnist" (on disk, or else downloaded), "digits" (bundled with scikit-learn), or "auto": MNIST where it
+            can be had, otherwise digits, with a warning.
+        folder: where MNIST is kept; by default the variable DRILLDOWN_DATA, or else the user's cache folder.
+
+    Raises: ValueError for another name, DataError when the data is out of reach or fails its SHA-256.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"dataset is {name!r}: it takes one of {', '.join(DATASETS)}")
+    if name == "digits":
+        return _digits()
+    root = Path(folder or os.environ.get(FOLDER_VARIABLE) or user_cache_path("drilldown")).expanduser().absolute()
+    raw = root / "MNIST" / "raw"  # torchvision's own layout
+    if not all((raw / file).exists() for file in MNIST_SHA256):
+        try:
+            _download(root)
+        except DataError as error:
+            if name == "mnist":
+                raise
+            warnings.warn(
+                f"\n{'!' * 100}\nTraining on DIGITS (scikit-learn's 1,797 small images), NOT on MNIST: {error}\n"
+                f"{'!' * 100}",
+                stacklevel=2,
+            )
+            return _digits()
+    return _mnist(raw)
+
+
+def _mnist(raw: Path) -> Dataset:
+    for file, expected in MNIST_SHA256.items():
+        try:
+            found = hashlib.sha256((raw / file).read_bytes()).hexdigest()
+        except OSError as error:
+            raise DataError(f"data_dir: {raw / file} cannot be read ({error.strerror})") from error
+        if found != expected:
+            raise DataError(
+                f"data_dir: {raw / file} is damaged: its SHA-256 is {found}, MNIST's is {expected}; "
+                "delete the file, and the next run downloads it again"
+            )
+    train_images, train_labels, test_images, test_labels = (
+        (read_image_file if "images" in file else read_label_file)(str(raw / file)) for file in MNIST_SHA256
+    )
+    digest = hashlib.sha256("".join(MNIST_SHA256.values()).encode()).hexdigest()[:32]
+    return Dataset(
+        "mnist", train_images, train_labels, test_images, test_labels, digest, MNIST_SOURCE, target_accuracy=99.4
+    )
+
+
+def _download(root: Path) -> None:
+    """Bring MNIST into `root`: whole or not at all, one process at a time."""
+    raw = root / "MNIST" / "raw"
+    tried = ""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / "download.lock"), tempfile.TemporaryDirectory(dir=root) as scratch, _patience():
+            if all((raw / file).exists() for file in MNIST_SHA256):
+                return  # another process was faster
+            fresh = Path(scratch) / "MNIST" / "raw"
+            fresh.mkdir(parents=True)
+            if mirror := os.environ.get(MIRROR_VARIABLE):
+                tried = _fetch(mirror, fresh)
+            datasets.MNIST(scratch, download=True)  # downloads what is still missing, and checks and unpacks all
+            raw.mkdir(parents=True, exist_ok=True)
+            for file in MNIST_SHA256:
+                (fresh / file).replace(raw / file)
+    except (URLError, ConnectionError, TimeoutError, RuntimeError, HTTPException) as error:
+        reason = " ".join(f"{tried}{error}".split())
+        raise DataError(
+            f"dataset: MNIST is not in {root}, and no mirror gave it ({reason}); set {MIRROR_VARIABLE} to a URL that "
+            f"has its four .gz files, or use dataset=digits"
+        ) from error
+    except OSError as error:
+        raise DataError(f"data_dir is {root}: it takes a folder that can be written ({error})") from error
+
+
+def _fetch(mirror: str, folder: Path) -> str:
+    """Copy what `mirror` has of MNIST; the reason, if it lacks something.
+
+    torchvision's own download cannot open file:// URLs, but it takes over files that are there already.
+    """
+    for file, md5 in datasets.MNIST.resources:
+        url = mirror.rstrip("/") + "/" + file
+        try:
+            with urlopen(url) as response, (folder / file).open("wb") as copy:
+                shutil.copyfileobj(response, copy)
+            if not check_integrity(folder / file, md5):
+                return f"{url} has a wrong checksum. "
+        except (OSError, ValueError, HTTPException) as error:
+            return f"{url}: {error}. "
+    return ""
+
+
+@contextmanager
+def _patience():
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(MIRROR_PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _digits() -> Dataset:
+    """scikit-learn's digits, brought from 8×8 into MNIST's frame: 20×20 within 28×28."""
+    bunch = load_digits()
+    images = np.zeros((len(bunch.images), 28, 28), np.uint8)
+    for image, digit in zip(images, bunch.images, strict=True):
+        small = Image.fromarray((digit * (255 / 16)).astype(np.uint8))  # from 0–16
+        image[4:24, 4:24] = small.resize((20, 20), Image.Resampling.BILINEAR)
+    labels = bunch.target.astype(np.int64)
+    found = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
+    if found != DIGITS_SHA256:
+        raise DataError(f"scikit-learn's digits are not the known ones: SHA-256 {found}, expected {DIGITS_SHA256}")
+    # A fixed fifth, the classes in proportion, is the test set.
+    parts = train_test_split(images, labels, test_size=360, stratify=labels, random_state=0)
+    train_images, test_images, train_labels, test_labels = (torch.from_numpy(part) for part in parts)
+    return Dataset(
+        "digits", train_images, train_labels, test_images, test_labels, found[:32], DIGITS_SOURCE, target_accuracy=97.0
+    )

@@ -1,0 +1,151 @@
+"""Training: one plain loop over images in memory, which hands out a row of figures an epoch."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, StepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from src.learning.augment import augment
+from src.learning.classifier import Classifier
+from src.learning.data import Dataset
+from src.learning.evaluate import evaluate, percent
+from src.learning.recipe import ParameterError, Recipe
+
+REPORT_EVERY = 50  # updates between two looks at the loss: a look makes a GPU wait
+
+
+class DivergedError(Exception):
+    """The loss is no longer a finite number."""
+
+
+@dataclass
+class Training:
+    """Everything that changes while a network learns."""
+
+    classifier: Classifier
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    average: AveragedModel | None
+    generator: torch.Generator  # of the order of the images and of their augmentation
+    history: list[dict[str, float]] = field(default_factory=list)  # a row an epoch
+
+    @property
+    def result(self) -> Classifier:
+        """The classifier that is measured and handed out: the averaged one, if the recipe averages."""
+        return self.average.module if self.average else self.classifier
+
+
+def prepare(seed: int, device: str = "auto", threads: int | None = None) -> torch.device:
+    """Seed torch, make it repeatable, and choose where it computes. Call it before the network is made.
+
+    Raises ParameterError when the device or the number of threads cannot be had.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ParameterError(f"device is {device!r}: it takes one of auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ParameterError("device is 'cuda': this machine has no CUDA device; it takes cpu or auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    return torch.device(device)
+
+
+def start(network: nn.Module, recipe: Recipe, dataset: Dataset, seed: int, device: torch.device) -> Training:
+    """Make what `fit` needs for a fresh network."""
+    classifier = Classifier(network, *dataset.moments()).to(device)
+    optimizer = SGD(
+        network.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    updates = -(-len(dataset.train_images) // recipe.batch_size)  # an epoch
+    scheduler = {
+        "constant": lambda: ConstantLR(optimizer, factor=1),
+        "step": lambda: StepLR(optimizer, step_size=recipe.step_epochs * updates, gamma=0.1),
+        "one-cycle": lambda: OneCycleLR(
+            optimizer, recipe.lr, total_steps=recipe.epochs * updates, pct_start=recipe.rise, cycle_momentum=False
+        ),
+    }[recipe.schedule]()
+    average = None
+    if recipe.averaging:
+        decay = 1 - 1 / max(1, recipe.averaging * updates)
+        average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return Training(classifier, optimizer, scheduler, average, torch.Generator().manual_seed(seed))
+
+
+def fit(training: Training, recipe: Recipe, dataset: Dataset) -> Iterator[dict[str, float]]:
+    """Train from the last finished epoch to the recipe's last one, and yield each epoch's row.
+
+    A row holds the epoch (from 1), losses in nats, accuracies in percent, the learning rate of its last update,
+    seconds (with the evaluation) and training images a second. Nothing here depends on the test figures.
+
+    Raises DivergedError at a loss that is not finite, with its epoch and update.
+    """
+    classifier, device = training.classifier, training.classifier.mean.device
+    images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
+    test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
+    for epoch in range(len(training.history) + 1, recipe.epochs + 1):
+        started = time.perf_counter()
+        classifier.train()
+        losses, correct, seen = [], 0, 0
+        batches = torch.randperm(len(images), generator=training.generator).to(device).split(recipe.batch_size)
+        bar = tqdm(batches, desc=f"epoch {epoch}/{recipe.epochs}", unit="batch", leave=False, disable=None)
+        for update, batch in enumerate(bar, start=1):
+            pixels = augment(
+                images[batch].float(),
+                training.generator,
+                rotation=recipe.rotation,
+                shift=recipe.shift,
+                scale=recipe.scale,
+            )  # (B, 28, 28)
+            logits = classifier.logits(pixels)  # (B, 10)
+            loss = F.cross_entropy(logits, labels[batch], label_smoothing=recipe.label_smoothing)
+            training.optimizer.zero_grad()
+            loss.backward()
+            training.optimizer.step()
+            learning_rate = training.scheduler.get_last_lr()[0]
+            training.scheduler.step()
+            if training.average:
+                training.average.update_parameters(classifier)
+            losses.append(loss.detach())
+            correct += (logits.detach().argmax(1) == labels[batch]).sum()
+            seen += len(batch)
+            if update % REPORT_EVERY == 0 or update == len(batches):
+                mean_loss = _finite_mean(losses, epoch)
+                bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{percent(correct, seen):.2f} %", refresh=False)
+        trained = time.perf_counter()
+        evaluation = evaluate(training.result, test_images, test_labels)
+        row = {
+            "epoch": epoch,
+            "train_loss": mean_loss,
+            "train_accuracy": percent(correct, seen),
+            f"{dataset.split}_loss": evaluation.loss,
+            f"{dataset.split}_accuracy": evaluation.accuracy,
+            "learning_rate": learning_rate,
+            "epoch_seconds": time.perf_counter() - started,
+            "images_per_second": seen / (trained - started),
+        }
+        training.history.append(row)
+        yield row
+
+
+def _finite_mean(losses: list[torch.Tensor], epoch: int) -> float:
+    values = torch.stack(losses)
+    wrong = (~values.isfinite()).nonzero()
+    if len(wrong):
+        update = int(wrong[0]) + 1
+        raise DivergedError(f"training diverged: the loss of epoch {epoch}, update {update} is {values[update - 1]}")
+    return values.mean().item()

@@ -1,0 +1,57 @@
+"""Numbers to figures."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import ConfusionMatrixDisplay
+
+
+def curves(history: Sequence[Mapping[str, float]], target: float, split: str = "test") -> Figure:
+    """Accuracy (percent), with the target line, and loss (nats) against the epoch, for training and `split`."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    accuracy, loss = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    for part in ("train", split):
+        accuracy.plot(epochs, [row[f"{part}_accuracy"] for row in history], marker=".", label=part)
+        loss.plot(epochs, [row[f"{part}_loss"] for row in history], marker=".", label=part)
+    accuracy.axhline(target, color="grey", linestyle="--", label=f"target {target:g} %")
+    # The first epochs are far below: from there on the last percent would be one line.
+    accuracy.set_ylim(bottom=max(0, min(target, history[-1][f"{split}_accuracy"]) - 3), top=100.1)
+    accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
+    loss.set(xlabel="epoch", ylabel="loss (nats)", yscale="log")
+    for axes in (accuracy, loss):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def confusion_matrix(counts: np.ndarray) -> Figure:
+    """Counts (10, 10), true digits down, predicted digits across."""
+    figure = Figure(figsize=(6, 5.5), layout="constrained")
+    axes = figure.subplots()
+    # The diagonal would drown what is of interest: the colour shows mistakes alone.
+    wrong = counts * ~np.eye(len(counts), dtype=bool)
+    display = ConfusionMatrixDisplay(counts).plot(ax=axes, cmap="Blues", colorbar=False)
+    display.im_.set(data=wrong, clim=(0, max(1, wrong.max())))
+    for text, count in zip(display.text_.flat, wrong.flat, strict=True):
+        text.set_color("white" if count > wrong.max() / 2 else "black")
+    axes.set(xlabel="predicted digit", ylabel="true digit")
+    return figure
+
+
+def mistakes(images: np.ndarray, labels: Sequence[int], guesses: Sequence[int], sureness: Sequence[float]) -> Figure:
+    """A sheet of wrongly classified images (uint8 (N, 28, 28)), each with its label, the guess and its probability."""
+    columns, rows = 8, max(1, -(-len(images) // 8))
+    figure = Figure(figsize=(columns * 1.2, rows * 1.5), layout="constrained")
+    sheet = figure.subplots(rows, columns, squeeze=False)
+    for axes in sheet.flat:
+        axes.axis("off")
+    for axes, image, label, guess, probability in zip(sheet.flat, images, labels, guesses, sureness, strict=False):
+        axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+        axes.set_title(f"{label} taken for {guess}\n{probability:.0%}", fontsize=7)
+    if len(images) == 0:
+        figure.suptitle("no mistakes")
+    return figure

@@ -1,0 +1,189 @@
+"""The only module that writes MLflow runs."""
+
+import contextlib
+import copy
+import importlib.metadata
+import io
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import mlflow
+import mlflow.data
+import numpy as np
+import pandas as pd
+import torch
+import torchsummary
+from filelock import FileLock
+from mlflow.models import ModelSignature
+from mlflow.models.model import ModelInfo
+from mlflow.types import Schema, TensorSpec
+from packaging.requirements import Requirement
+
+from src.learning.classifier import Classifier
+from src.learning.data import Dataset
+from src.learning.evaluate import Evaluation
+from src.learning.recipe import Recipe, Target
+from src.lifecycle import plots
+from src.lifecycle.gate import Verdict, summarise
+
+REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
+MODEL_PACKAGES = ("mlflow", "numpy", "torch")  # what a registered model needs to answer
+SIGNATURE = ModelSignature(
+    inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 28, 28))]),
+    outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
+)
+
+
+def connect() -> None:
+    """Open the tracking store, and create it where there is none: one process at a time, as MLflow needs it."""
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("sqlite:///"):
+        with FileLock(uri.removeprefix("sqlite:///") + ".lock"):
+            mlflow.search_experiments(max_results=1)
+
+
+@contextlib.contextmanager
+def run(name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """A run that ends FINISHED, KILLED or FAILED, as it truly did; yields its id.
+
+    Under `mlflow run` it is the run that MLflow has opened already.
+    """
+    with mlflow.start_run() as active:
+        try:
+            mlflow.set_tags({"mlflow.runName": name, **tags})
+            yield active.info.run_id
+        except (KeyboardInterrupt, SystemExit):
+            mlflow.end_run("KILLED")
+            raise
+
+
+def note_error(message: str) -> None:
+    """Leave the message on the run that `mlflow run` has opened for this process, if it has."""
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        with contextlib.suppress(mlflow.MlflowException):  # the store itself may be what failed
+            mlflow.MlflowClient().set_tag(run_id, "error", message)
+
+
+def log_start(
+    *, classifier: Classifier, recipe: Recipe, target: Target, dataset: Dataset, seed: int, device: torch.device
+) -> None:
+    """What is known before training: parameters, dataset, layer table, versions and machine."""
+    mlflow.log_params({f"recipe.{name}": value for name, value in asdict(recipe).items()})
+    mlflow.log_params({f"target.{name}": value for name, value in asdict(target).items()})
+    validation = len(dataset.test_images) if dataset.split == "validation" else 0
+    mlflow.log_params({"run.seed": seed, "run.dataset": dataset.name, "run.validation": validation})
+    mlflow.log_params({"run.device": device.type, "run.threads": torch.get_num_threads()})
+    mlflow.set_tags({"dataset.digest": dataset.digest, "machine": machine(device)})
+    mlflow.set_tags({f"versions.{name}": version for name, version in versions().items()})
+    for context, images, labels in (
+        ("training", dataset.train_images, dataset.train_labels),
+        (dataset.split, dataset.test_images, dataset.test_labels),
+    ):
+        # The digest is the whole dataset's: MLflow's own looks at the first 10,000 values alone.
+        entry = mlflow.data.from_numpy(
+            images.numpy(), targets=labels.numpy(), source=dataset.source, name=dataset.name, digest=dataset.digest
+        )
+        mlflow.log_input(entry, context=context)
+    mlflow.log_text(layer_table(classifier.network), "model_summary.txt")
+    mlflow.log_metric("parameters", classifier.parameters_count)
+
+
+def log_epoch(row: Mapping[str, float]) -> None:
+    """An epoch's row, at step = epoch."""
+    mlflow.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"]))
+
+
+def log_end(
+    *,
+    classifier: Classifier,
+    history: Sequence[Mapping[str, float]],
+    evaluation: Evaluation,
+    verdict: Verdict,
+    target: Target,
+    dataset: Dataset,
+    report: str,
+) -> ModelInfo:
+    """What training came to: figures, pictures, report, verdict and the model, with the figures linked to it."""
+    split = dataset.split
+    mlflow.log_text(pd.DataFrame(history).to_csv(index=False), "history.csv")
+    mlflow.log_figure(plots.curves(history, target.accuracy, split), "curves.png")
+    mlflow.log_figure(plots.confusion_matrix(evaluation.confusion()), "confusion_matrix.png")
+    wrong = evaluation.mistakes()[:40]
+    mistakes = plots.mistakes(
+        dataset.test_images[wrong].numpy(),
+        evaluation.labels[wrong].tolist(),
+        evaluation.predictions[wrong].tolist(),
+        evaluation.probabilities[wrong].amax(1).tolist(),
+    )
+    mlflow.log_figure(mistakes, "mistakes.png")
+    mlflow.log_text(report, "report.md")
+    mlflow.set_tag("mlflow.note.content", report)  # what the UI shows as the run's description
+    mlflow.log_dict({**asdict(verdict), "target": asdict(target)}, "gate.json")
+    mlflow.set_tags({"gate": "passed" if verdict.passed else "failed", "gate.reason": "; ".join(verdict.reasons)})
+    model = _log_model(classifier, dataset)
+    figures = summarise([row[f"{split}_accuracy"] for row in history], target)
+    named = {
+        f"final_{split}_accuracy": figures["final_accuracy"],
+        f"best_{split}_accuracy": figures["best_accuracy"],
+        # A figure of the validation slice must never pass for one of the test set.
+        ("" if split == "test" else f"{split}_") + "epochs_at_target": figures["epochs_at_target"],
+        ("" if split == "test" else f"{split}_") + "streak_accuracy": figures["streak_accuracy"],
+        "parameters": classifier.parameters_count,
+    }
+    mlflow.log_metrics(named, step=len(history), model_id=model.model_id)
+    return model
+
+
+def _log_model(classifier: Classifier, dataset: Dataset) -> ModelInfo:
+    """Export the classifier: on the CPU, without pickle, for any number of images."""
+    model = copy.deepcopy(classifier).cpu().eval()  # in training mode dropout would be exported too
+    return mlflow.pytorch.log_model(
+        model,
+        name="model",
+        serialization_format="pt2",
+        signature=SIGNATURE,
+        input_example=dataset.test_images[:2].numpy(),  # with one image, MLflow would fix the number at one
+        pip_requirements=model_requirements(),
+    )
+
+
+def model_requirements() -> list[str]:
+    """The pins of requirements.txt that a registered model needs, for this Python and platform."""
+    lines = [
+        line for line in REQUIREMENTS.read_text().splitlines() if "==" in line and not line.lstrip().startswith("#")
+    ]
+    requirements = [Requirement(line) for line in lines]
+    return [
+        f"{requirement.name}{requirement.specifier}"
+        for requirement in requirements
+        if requirement.name in MODEL_PACKAGES and (requirement.marker is None or requirement.marker.evaluate())
+    ]
+
+
+def layer_table(network: torch.nn.Module) -> str:
+    """torchsummary's table of the network, which is left as it was."""
+    twin = copy.deepcopy(network).cpu().eval()
+    table = io.StringIO()
+    with torch.random.fork_rng(), contextlib.redirect_stdout(table):
+        torchsummary.summary(twin, (1, 28, 28), device="cpu")
+    return table.getvalue()
+
+
+def versions() -> dict[str, str]:
+    """Those that the figures depend on."""
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "mlflow")}
+    return {"python": platform.python_version(), **packages}
+
+
+def machine(device: torch.device) -> str:
+    """The processor in words, as "2 × AMD EPYC" or "NVIDIA H100"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} × {model}"
