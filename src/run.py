@@ -5,7 +5,7 @@ import importlib
 import logging
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from src.learning import data, train
 from src.learning.evaluate import evaluate
 from src.learning.recipe import ParameterError, check
-from src.lifecycle import gate, registry, report, tracking
+from src.lifecycle import gate, predict, records, registry, report, tracking
 
 STEPS = tuple(sorted(file.stem for file in (Path(__file__).parents[1] / "steps").glob("*.py")))
 
@@ -73,6 +73,35 @@ for name in STEPS:
     cli.add_command(training_command(name))
 
 
+@cli.command("predict", help="Label image files.")
+@option("images", required=True, help="an image file, or a folder with image files")
+@option("model", default="models:/mnist-cnn@champion", help="URI of the model to ask")
+def predict_images(images: str, model: str) -> None:
+    files = predict.find_images(images)
+    tracking.connect()
+    with tracking.run("predict", {}):
+        loaded = predict.load(model)
+        predictions, refused = predict.predict(loaded, files)
+        tracking.log_predictions([asdict(row) for row in predictions], refused, model, loaded.metadata)
+    for row in predictions:
+        click.echo(
+            f"{row.file}  {row.digit}  {row.probability:7.2%}   then {row.second_digit}  {row.second_probability:7.2%}"
+        )
+    for file, reason in refused.items():
+        click.echo(f"{file}  left out: {reason}", err=True)
+    if not predictions:
+        raise predict.PredictError("none of the files could be read")
+
+
+@cli.command("record", help="Write results/STEP.json from the finished MNIST runs in the store.")
+@option("step", required=True, type=click.Choice(STEPS), help="whose runs")
+@option("epochs", type=Number(whole=True, low=1), help="length of the runs  [default: the recipe's]")
+def record_results(step: str, epochs: int | None) -> None:
+    tracking.connect()
+    full = importlib.import_module(f"steps.{step}").RECIPE.epochs
+    click.echo(records.write(step, epochs or full, full))
+
+
 def train_step(
     name: str, *, seed, dataset, data_dir, epochs, batch_size, lr, validation, device, threads, target
 ) -> None:
@@ -125,13 +154,10 @@ def finish(
         click.echo("nothing registered")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error is one line on standard error, and an exit code that is not 0."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        cli.main(standalone_mode=False)
+        cli.main(arguments, standalone_mode=False)
     except click.NoSuchOption as error:
         takes = ", ".join(parameter.name for parameter in error.ctx.command.params)
         fail(2, f"{error.option_name.lstrip('-')} is no parameter of {error.ctx.info_name}: it takes {takes}")
@@ -139,7 +165,14 @@ def main() -> None:
         fail(2, error.format_message())
     except ParameterError as error:
         fail(2, str(error))
-    except (data.DataError, train.DivergedError, registry.VerificationError, MlflowException) as error:
+    except (
+        data.DataError,
+        predict.PredictError,
+        records.RecordError,
+        train.DivergedError,
+        registry.VerificationError,
+        MlflowException,
+    ) as error:
         fail(1, str(error))
     except (KeyboardInterrupt, click.Abort):
         fail(130, "interrupted")
@@ -153,4 +186,7 @@ def fail(code: int, message: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     main()

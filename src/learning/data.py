@@ -25,6 +25,8 @@ from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import check_integrity
 
+from src.learning.recipe import ParameterError
+
 DATASETS = ("auto", "mnist", "digits")
 FOLDER_VARIABLE = "DRILLDOWN_DATA"
 MIRROR_VARIABLE = "MNIST_MIRROR"
@@ -71,7 +73,9 @@ class Dataset:
         Recipes are chosen on that slice, so that no choice is made on the test set.
         """
         if not 0 <= count < len(self.train_images):
-            raise ValueError(f"validation is {count}: it takes a whole number from 0 to {len(self.train_images) - 1}")
+            raise ParameterError(
+                f"validation is {count}: it takes a whole number from 0 to {len(self.train_images) - 1}"
+            )
         if count == 0:
             return self
         return replace(
@@ -97,10 +101,10 @@ def load(name: str = "auto", folder: str | Path | None = None) -> Dataset:
             can be had, otherwise digits, with a warning.
         folder: where MNIST is kept; by default the variable DRILLDOWN_DATA, or else the user's cache folder.
 
-    Raises: ValueError for another name, DataError when the data is out of reach or fails its SHA-256.
+    Raises: ParameterError for another name, DataError when the data is out of reach or fails its SHA-256.
     """
     if name not in DATASETS:
-        raise ValueError(f"dataset is {name!r}: it takes one of {', '.join(DATASETS)}")
+        raise ParameterError(f"dataset is {name!r}: it takes one of {', '.join(DATASETS)}")
     if name == "digits":
         return _digits()
     root = Path(folder or os.environ.get(FOLDER_VARIABLE) or user_cache_path("drilldown")).expanduser().absolute()

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlflow
+import numpy as np
 from mlflow.models import EvaluationResult, MetricThreshold
 from mlflow.models.evaluation.validation import ModelValidationFailedException
 
@@ -26,9 +27,9 @@ def summarise(accuracies: Sequence[float], target: Target) -> dict[str, float]:
     """
     return {
         "final_accuracy": accuracies[-1],
-        "best_accuracy": max(accuracies),
+        "best_accuracy": float(np.max(accuracies)),
         "epochs_at_target": sum(accuracy >= target.accuracy for accuracy in accuracies),
-        "streak_accuracy": min(accuracies[-target.last :]),
+        "streak_accuracy": float(np.min(accuracies[-target.last :])),  # unlike min(), NaN if one of them is
     }
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 import torchsummary
 from filelock import FileLock
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import Schema, TensorSpec
 from packaging.requirements import Requirement
@@ -135,6 +135,14 @@ def log_end(
     }
     mlflow.log_metrics(named, step=len(history), model_id=model.model_id)
     return model
+
+
+def log_predictions(rows: Sequence[Mapping[str, object]], refused: Mapping[str, str], model_uri: str, model: Model):
+    """The answers as a table, the files left out with their reasons, and which model gave the answers."""
+    mlflow.set_tags({"model": model_uri, "model.id": model.model_id, "model.run_id": model.run_id})
+    mlflow.log_text(pd.DataFrame(rows).to_csv(index=False), "predictions.csv")
+    mlflow.log_dict(dict(refused), "refused.json")
+    mlflow.log_metrics({"predicted": len(rows), "refused": len(refused)})
 
 
 def _log_model(classifier: Classifier, dataset: Dataset) -> ModelInfo:

@@ -1,0 +1,127 @@
+"""Measured records: from the store's finished runs to results/STEP.json, and from there to the README's words."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean, stdev
+
+import mlflow
+import yaml
+from mlflow.entities import Run
+
+FOLDER = Path(__file__).parents[2] / "results"
+
+
+class RecordError(Exception):
+    """The store has nothing to record."""
+
+
+def write(step: str, epochs: int, full: int) -> Path:
+    """Record the step's finished MNIST runs of that many epochs, the newest of each seed.
+
+    Runs on a validation slice are left out. Runs shorter than the recipe's `full` length go into a file that says so.
+    All must share code, recipe, data, versions and machine. Raises RecordError otherwise, or when there is none.
+    """
+    found = mlflow.search_runs(
+        filter_string=f"tags.step = '{step}' and attributes.status = 'FINISHED' and params.`run.dataset` = 'mnist' "
+        f"and params.`run.validation` = '0' and params.`recipe.epochs` = '{epochs}'",
+        order_by=["attributes.start_time ASC"],
+        search_all_experiments=True,
+        output_format="list",
+    )
+    if not found:
+        raise RecordError(f"step is {step!r}: the store has no finished MNIST run of it with {epochs} epochs")
+    newest = {int(run.data.params["run.seed"]): run for run in found}
+    heads = [_head(step, run) for run in newest.values()]
+    for head in heads:
+        for key in head:
+            if head[key] != heads[0][key]:
+                raise RecordError(f"the runs of {step} differ in {key}: {heads[0][key]} and {head[key]}")
+    record = {**heads[0], "runs": [_run(seed, newest[seed]) for seed in sorted(newest)]}
+    file = FOLDER / (f"{step}.json" if epochs == full else f"{step}-{epochs}-epochs.json")
+    file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return file
+
+
+def _head(step: str, run: Run) -> dict:
+    params, tags = run.data.params, run.data.tags
+    recipe = {
+        key.removeprefix("recipe."): yaml.safe_load(value) for key, value in params.items() if key.startswith("recipe.")
+    }
+    return {
+        "step": step,
+        "parameters": int(run.data.metrics["parameters"]),
+        "dataset_digest": tags["dataset.digest"],
+        "recipe": dict(sorted(recipe.items())),
+        "versions": {key.removeprefix("versions."): tags[key] for key in sorted(tags) if key.startswith("versions.")},
+        "machine": tags["machine"],
+        "commit": tags["mlflow.source.git.commit"],
+    }
+
+
+def _run(seed: int, run: Run) -> dict:
+    client = mlflow.MlflowClient()
+    names = {"train_accuracy": "train_accuracy", "test_accuracy": "test_accuracy", "seconds": "epoch_seconds"}
+    histories = {key: client.get_metric_history(run.info.run_id, metric) for key, metric in names.items()}
+    rows = {key: sorted(history, key=lambda entry: entry.step) for key, history in histories.items()}
+    return {"seed": seed} | {key: [round(entry.value, 4) for entry in history] for key, history in rows.items()}
+
+
+def read(step: str) -> dict | None:
+    """The step's full record, if there is one."""
+    file = FOLDER / f"{step}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def figures(record: Mapping, target: float = 99.4) -> dict[str, str]:
+    """A record's figures as they are printed: percentages with two decimals, mean ± standard deviation over seeds."""
+    accuracies = [run["test_accuracy"] for run in record["runs"]]
+    seconds = [value for run in record["runs"] for value in run["seconds"]]
+    return {
+        "n": str(len(accuracies)),
+        "parameters": f"{record['parameters']:,}",
+        "epochs": str(len(accuracies[0])),
+        "final": spread([run[-1] for run in accuracies]),
+        "best": spread([max(run) for run in accuracies]),
+        "streak": spread([min(run[-5:]) for run in accuracies]),
+        "at_target": spread([sum(value >= target for value in run) for run in accuracies], "{:.0f}"),
+        "seconds": f"{sorted(seconds)[len(seconds) // 2]:.1f}",
+        "machine": record["machine"],
+    }
+
+
+def spread(values: list[float], form: str = "{:.2f}") -> str:
+    """The mean, and with several values ± their standard deviation."""
+    if len(values) == 1:
+        return form.format(values[0])
+    return f"{mean(values):.2f} ± {stdev(values):.2f}"
+
+
+def sentence(record: Mapping) -> str:
+    """A record in one sentence, for the step's docstring."""
+    figure = figures(record)
+    seeds = f"{figure['n']} seed{'s' if figure['n'] != '1' else ''}"
+    return (
+        f"{figure['final']} % of the test images at the end, best epoch {figure['best']} %, lowest of the last five "
+        f"{figure['streak']} %, {figure['at_target']} of {figure['epochs']} epochs at or above 99.4 %; {seeds}, "
+        f"{figure['seconds']} s an epoch on {figure['machine']}, torch {record['versions']['torch']}."
+    )
+
+
+def table(steps: tuple[str, ...]) -> str:
+    """The README's table of results: a row a step, the study's published figures beside ours."""
+    study = json.loads((FOLDER / "study.json").read_text())["steps"]
+    lines = [
+        "| step | parameters | epochs | final test accuracy | best epoch | lowest of the last five | epochs ≥ 99.4 % "
+        "| seeds | the study's best | the study's epochs ≥ 99.4 % |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for step in steps:
+        stated = study.get(step, {}).get("stated", {})
+        theirs = f"{stated.get('best_test_accuracy', '–')} | {stated.get('epochs_at_target', '–')}"
+        if record := read(step):
+            ours = "{parameters} | {epochs} | {final} | {best} | {streak} | {at_target} | {n}".format(**figures(record))
+        else:
+            ours = "– | – | not run in full yet | – | – | – | 0"
+        lines.append(f"| {step} | {ours} | {theirs} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,131 @@
+"""What the tests share: the data, stores of their own, and copies of the project to run in."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+from torch import nn
+
+from src.learning import data, train
+from src.learning.recipe import Recipe
+from src.lifecycle import tracking
+
+ROOT = Path(__file__).parents[1]
+SHARED_MNIST = ROOT.parent / "shared" / "mnist"
+if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves as mirror
+    os.environ.setdefault("MNIST_MIRROR", SHARED_MNIST.as_uri() + "/")
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    try:
+        return data.load("mnist")
+    except data.DataError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """A database with MLflow's tables: making it takes seconds, copying it none."""
+    database = tmp_path_factory.mktemp("database") / "mlflow.db"
+    mlflow.set_tracking_uri(f"sqlite:///{database}")
+    tracking.connect()
+    return database
+
+
+@pytest.fixture
+def store(empty_database, tmp_path, monkeypatch):
+    """An empty tracking store of the test's own."""
+    database = tmp_path / "mlflow.db"
+    shutil.copy(empty_database, database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    mlflow.set_tracking_uri(f"sqlite:///{database}")
+    yield mlflow.MlflowClient()
+    while mlflow.active_run():
+        mlflow.end_run()
+
+
+class Small(nn.Module):
+    """A network that learns the digits in a second."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 8, 5, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.Conv2d(8, 10, 12)
+        )
+
+    def forward(self, images):
+        return self.layers(images).flatten(1)
+
+
+SMALL_RECIPE = Recipe(epochs=5, batch_size=64, lr=0.1, schedule="one-cycle", averaging=0.5, rotation=5, shift=0.02)
+
+
+def train_small(dataset, recipe=SMALL_RECIPE, seed=0):
+    device = train.prepare(seed, "cpu")
+    training = train.start(Small(), recipe, dataset, seed, device)
+    for _ in train.fit(training, recipe, dataset):
+        pass
+    return training
+
+
+@pytest.fixture(scope="session")
+def trained(digits):
+    """The small network, trained on the digits."""
+    return train_small(digits)
+
+
+def copy_project(folder: Path) -> Path:
+    """What a fresh clone of the working tree would hold."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    files = listed.stdout.split("\n") if listed.returncode == 0 else []
+    for file in filter(None, files):
+        if (ROOT / file).exists():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, folder / file)
+    return folder
+
+
+class Project:
+    """A copy of the project, and commands run in it as a user would."""
+
+    def __init__(self, folder: Path):
+        self.folder = copy_project(folder)
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTHONPATH"))
+        } | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "GIT_PYTHON_REFRESH": "quiet"}
+        self.tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
+
+    def command(self, *command: str, **settings) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=550, **settings
+        )
+
+    def mlflow_run(self, entry_point: str, *, env_manager: str = "local", **parameters) -> subprocess.CompletedProcess:
+        pairs = [part for name, value in parameters.items() for part in ("-P", f"{name}={value}")]
+        return self.command("mlflow", "run", ".", "-e", entry_point, "--env-manager", env_manager, *pairs)
+
+    def runs(self) -> list[mlflow.entities.Run]:
+        """All runs of its store, the newest first."""
+        client = self.client()
+        return list(client.search_runs(["0"], order_by=["attributes.start_time DESC"]))
+
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(self.tracking_uri)
+
+
+@pytest.fixture
+def project(tmp_path, empty_database):
+    return Project(tmp_path)

@@ -1,0 +1,49 @@
+"""The figures hold the numbers they are given."""
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from src.lifecycle import plots
+
+HISTORY = [
+    {"epoch": e, "train_accuracy": 90.0 + e, "test_accuracy": 95.0 + e, "train_loss": 1 / e, "test_loss": 0.5 / e}
+    for e in (1, 2, 3)
+]
+
+
+def draw(figure):
+    """Drawn for real: what cannot be laid out fails here."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def test_curves():
+    figure = plots.curves(HISTORY, target=97.5)
+    assert draw(figure).std() > 0
+    accuracy, loss = figure.axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in accuracy.get_lines()}
+    assert lines == {"train": [91.0, 92.0, 93.0], "test": [96.0, 97.0, 98.0], "target 97.5 %": [97.5, 97.5]}
+    assert accuracy.get_ylim()[0] < 97.5 < accuracy.get_ylim()[1]
+    assert [line.get_label() for line in loss.get_lines()] == ["train", "test"]
+
+
+def test_the_confusion_matrix_shows_every_count():
+    counts = np.arange(100).reshape(10, 10)
+    figure = plots.confusion_matrix(counts)
+    draw(figure)
+    assert sorted(int(text.get_text()) for text in figure.axes[0].texts) == list(range(100))
+    image = figure.axes[0].images[0].get_array()
+    assert image.diagonal().max() == 0  # the colours are the mistakes'
+    assert image[9, 8] == 98
+
+
+@pytest.mark.parametrize(("count", "cells"), [(0, 8), (3, 8), (40, 40)])
+def test_mistakes(count, cells):
+    images = np.full((count, 28, 28), 7, np.uint8)
+    figure = plots.mistakes(images, [4] * count, [9] * count, [0.75] * count)
+    draw(figure)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert len(figure.axes) == cells
+    assert titles == ["4 taken for 9\n75%"] * count

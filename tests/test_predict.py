@@ -1,0 +1,117 @@
+"""Image files, whatever they look like, end in MNIST's frame, and the answers belong to their files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.lifecycle import predict
+
+
+def digit(digits, number):
+    """The first image of that digit, uint8 (28, 28)."""
+    return digits.test_images[digits.test_labels == number][0].numpy()
+
+
+def on_canvas(image, *, size=(90, 60), at=(40, 5), zoom=1, background=0):
+    """The image somewhere on a larger canvas."""
+    large = Image.fromarray(image).resize((28 * zoom, 28 * zoom), Image.Resampling.BICUBIC)
+    canvas = Image.new("L", size, background)
+    canvas.paste(large, at)
+    return canvas
+
+
+@pytest.mark.mnist
+def test_an_mnist_image_is_in_its_frame_already(mnist):
+    for image in mnist.test_images[:200].numpy():
+        frame = predict.to_frame(Image.fromarray(image))
+        assert np.abs(frame.astype(int) - image).max() <= 26  # faint pixels (below a tenth) at the edge may be lost
+
+
+def test_place_size_polarity_and_mode_do_not_matter(digits):
+    image = digit(digits, 5)
+    reference = predict.to_frame(Image.fromarray(image)).astype(float)
+    grey = on_canvas(image)
+    alpha = Image.new("RGBA", (90, 60), (0, 0, 0, 0))
+    alpha.putalpha(grey)  # black ink on nothing
+    variants = {
+        "off centre": grey,
+        "dark on light": Image.fromarray(255 - np.asarray(grey)),
+        "colour": Image.merge("RGB", [grey] * 3),
+        "alpha": alpha,
+        "16 bit": Image.fromarray(np.asarray(grey).astype(np.uint16) * 257),
+        "large": on_canvas(image, size=(400, 300), at=(100, 30), zoom=8),
+        "palette": grey.convert("P"),
+        "bilevel": grey.point(lambda value: 255 * (value > 127)).convert("1"),
+    }
+    for name, picture in variants.items():
+        frame = predict.to_frame(picture)
+        assert frame.shape == (28, 28)
+        assert frame.dtype == np.uint8
+        alike = np.corrcoef(frame.ravel(), reference.ravel())[0, 1]
+        assert alike > (0.85 if name == "bilevel" else 0.97), (name, alike)
+
+
+def test_the_frame_is_mnists(digits):
+    for number in range(10):
+        frame = predict.to_frame(on_canvas(digit(digits, number), zoom=2))
+        rows, columns = np.nonzero(frame)
+        assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
+        assert frame.max() >= 250
+        mass = (frame.sum(1) @ np.arange(28) / frame.sum(), frame.sum(0) @ np.arange(28) / frame.sum())
+        assert np.abs(np.array(mass) - 14).max() <= 0.51
+
+
+def test_a_picture_of_one_colour_is_refused():
+    for colour in (0, 127, 255):
+        with pytest.raises(predict.PredictError, match="there is no digit in it"):
+            predict.to_frame(Image.new("L", (30, 30), colour))
+
+
+def test_a_dot_and_a_line_are_no_trouble():
+    for size in ((1, 1), (1, 30), (30, 1)):
+        canvas = Image.new("L", (40, 40))
+        canvas.paste(255, (5, 5, 5 + size[0], 5 + size[1]))
+        assert predict.to_frame(canvas).max() == 255
+
+
+class Brightest:
+    """A model that says 7 to all, the surer the brighter."""
+
+    def predict(self, images):
+        assert images.dtype == np.uint8
+        sure = images.reshape(len(images), -1).mean(1, dtype=np.float32) / 255
+        probabilities = np.repeat(((1 - sure) / 10)[:, None], 10, axis=1).astype(np.float32)
+        probabilities[:, 7] += sure
+        return probabilities
+
+
+def test_each_answer_belongs_to_its_file_and_the_unreadable_are_named(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(predict, "BATCH", 3)
+    for number in range(8):
+        Image.fromarray(digits.test_images[number].numpy()).save(tmp_path / f"{number}.png")
+    (tmp_path / "2b.png").write_text("not a picture")
+    (tmp_path / "3b.png").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("left alone")
+    files = predict.find_images(tmp_path)
+    predictions, refused = predict.predict(Brightest(), files)
+    assert [row.file for row in predictions] == [str(tmp_path / f"{number}.png") for number in range(8)]
+    assert sorted(refused) == [str(tmp_path / "2b.png"), str(tmp_path / "3b.png")]
+    for number, row in enumerate(predictions):
+        alone = Brightest().predict(predict.to_frame(Image.fromarray(digits.test_images[number].numpy()))[None])[0]
+        assert (row.digit, row.probability) == (7, pytest.approx(alone[7]))
+        assert row.second_digit != 7
+        assert row.second_probability < row.probability
+
+
+def test_nothing_to_predict_from(tmp_path):
+    with pytest.raises(predict.PredictError, match="images is .*nowhere.*: it takes an image file, or a folder"):
+        predict.find_images(tmp_path / "nowhere")
+    with pytest.raises(predict.PredictError, match="no file in it ends in .bmp"):
+        predict.find_images(tmp_path)
+
+
+def test_a_model_that_is_not_there(store):
+    with pytest.raises(
+        predict.PredictError, match="model is 'models:/mnist-cnn@champion': it takes the URI of a model"
+    ):
+        predict.load("models:/mnist-cnn@champion")

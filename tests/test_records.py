@@ -1,0 +1,104 @@
+"""Records come from finished runs alone, and the README and the docstrings from the records."""
+
+import json
+
+import mlflow
+import pytest
+from conftest import ROOT
+
+from src.lifecycle import records
+from src.run import STEPS
+
+
+def finished_run(seed, accuracies, *, epochs=None, dataset="mnist", validation=0, status="FINISHED", lr="0.01"):
+    with mlflow.start_run() as run:
+        mlflow.set_tags({"step": "step2", "dataset.digest": "abc", "machine": "2 × CPU", "versions.torch": "2"})
+        mlflow.set_tag("mlflow.source.git.commit", "c0ffee")
+        mlflow.log_params({"recipe.lr": lr, "recipe.epochs": epochs or len(accuracies), "recipe.nesterov": False})
+        mlflow.log_params({"run.seed": seed, "run.dataset": dataset, "run.validation": validation})
+        mlflow.log_metric("parameters", 12_584)
+        for epoch, accuracy in enumerate(accuracies, start=1):
+            values = {"train_accuracy": accuracy - 1, "test_accuracy": accuracy, "epoch_seconds": 2.0 * epoch}
+            mlflow.log_metrics(values, step=epoch)
+    mlflow.MlflowClient().set_terminated(run.info.run_id, status)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_the_newest_finished_full_run_of_each_seed(store, folder):
+    finished_run(1, [98.0, 98.5])
+    finished_run(0, [97.0, 97.5])
+    finished_run(0, [99.0, 99.5])  # newer
+    finished_run(2, [1.0, 1.0], status="FAILED")
+    finished_run(3, [1.0, 1.0], dataset="digits")
+    finished_run(4, [1.0, 1.0], validation=5000)
+    finished_run(5, [1.0])  # shorter
+    file = records.write("step2", epochs=2, full=2)
+    record = json.loads(file.read_text())
+    assert file == folder / "step2.json"
+    assert record == {
+        "step": "step2",
+        "parameters": 12_584,
+        "dataset_digest": "abc",
+        "recipe": {"epochs": 2, "lr": 0.01, "nesterov": False},
+        "versions": {"torch": "2"},
+        "machine": "2 × CPU",
+        "commit": "c0ffee",
+        "runs": [
+            {"seed": 0, "train_accuracy": [98.0, 98.5], "test_accuracy": [99.0, 99.5], "seconds": [2.0, 4.0]},
+            {"seed": 1, "train_accuracy": [97.0, 97.5], "test_accuracy": [98.0, 98.5], "seconds": [2.0, 4.0]},
+        ],
+    }
+    assert records.read("step2") == record
+
+
+def test_a_short_run_never_goes_by_the_full_ones_name(store, folder):
+    finished_run(0, [98.0, 98.5])
+    assert records.write("step2", epochs=2, full=20).name == "step2-2-epochs.json"
+    assert records.read("step2") is None
+
+
+def test_runs_of_different_recipes_are_not_mixed(store, folder):
+    finished_run(0, [98.0])
+    finished_run(1, [98.0], lr="0.02")
+    with pytest.raises(records.RecordError, match="the runs of step2 differ in recipe"):
+        records.write("step2", epochs=1, full=1)
+
+
+def test_nothing_to_record(store, folder):
+    with pytest.raises(records.RecordError, match="the store has no finished MNIST run of it with 20 epochs"):
+        records.write("step2", epochs=20, full=20)
+
+
+def test_figures():
+    runs = [{"test_accuracy": [99.0, 99.4, 99.5, 99.6, 99.4, 99.5], "seconds": [1, 2, 3, 4, 5, 6]}]
+    record = {"parameters": 1234, "machine": "m", "versions": {"torch": "2"}, "runs": runs}
+    figures = records.figures(record)
+    assert (figures["final"], figures["best"], figures["streak"], figures["at_target"]) == (
+        "99.50",
+        "99.60",
+        "99.40",
+        "5",
+    )
+    runs.append({"test_accuracy": [99.0, 99.4, 99.5, 99.6, 99.4, 99.7], "seconds": [1, 2, 3, 4, 5, 6]})
+    assert records.figures(record)["final"] == "99.60 ± 0.14"
+    assert records.figures(record)["seconds"] == "4.0"
+    assert records.sentence(record).startswith("99.60 ± 0.14 % of the test images at the end")
+
+
+def test_the_table_of_the_readme_is_the_records():
+    assert records.table(STEPS) in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_record_is_of_full_runs(name):
+    record = records.read(name)
+    if record is None:
+        pytest.skip(f"results/{name}.json is not there: {name} has not been run in full")
+    for run in record["runs"]:
+        for key in ("train_accuracy", "test_accuracy", "seconds"):
+            assert len(run[key]) == record["recipe"]["epochs"]

@@ -1,0 +1,124 @@
+"""The command line: every bad value is one line that names the parameter, what it got and what it takes."""
+
+import pytest
+from torchvision import datasets
+
+from src import run
+from src.learning import data
+
+BAD = [
+    ("seed", "-1", "seed is -1: it takes a whole number at least 0"),
+    ("seed", "abc", "seed is 'abc': it takes a whole number"),
+    ("seed", "", "seed is '': it takes a whole number"),
+    ("seed", "1.5", "seed is '1.5': it takes a whole number"),
+    ("seed", "99999999999", "seed is 99999999999: it takes a whole number"),
+    ("dataset", "cifar", "'--dataset': 'cifar' is not one of 'auto', 'mnist', 'digits'"),
+    ("dataset", "", "'--dataset': '' is not one of 'auto', 'mnist', 'digits'"),
+    ("device", "tpu", "'--device': 'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+    ("epochs", "0", "epochs is 0: it takes a whole number at least 1"),
+    ("epochs", "-3", "epochs is -3: it takes a whole number at least 1"),
+    ("epochs", "ten", "epochs is 'ten': it takes a whole number at least 1"),
+    ("epochs", "1e3", "epochs is '1e3': it takes a whole number at least 1"),
+    ("batch_size", "0", "batch_size is 0: it takes a whole number at least 1"),
+    ("batch_size", "-64", "batch_size is -64: it takes a whole number at least 1"),
+    ("batch_size", "many", "batch_size is 'many': it takes a whole number at least 1"),
+    ("lr", "0", "lr is 0.0: it takes a number above 0"),
+    ("lr", "-0.1", "lr is -0.1: it takes a number above 0"),
+    ("lr", "fast", "lr is 'fast': it takes a number above 0"),
+    ("lr", "nan", "lr is nan: it takes a number above 0"),
+    ("lr", "inf", "lr is inf: it takes a number above 0"),
+    ("validation", "-1", "validation is -1: it takes a whole number at least 0"),
+    ("validation", "x", "validation is 'x': it takes a whole number at least 0"),
+    ("threads", "0", "threads is 0: it takes a whole number at least 1"),
+    ("target", "-1", "target is -1.0: it takes a number at least 0 and at most 100"),
+    ("target", "101", "target is 101.0: it takes a number at least 0 and at most 100"),
+    ("target", "high", "target is 'high': it takes a number at least 0 and at most 100"),
+    ("target", "nan", "target is nan: it takes a number at least 0 and at most 100"),
+    ("x", "y", "x is no parameter of step2: it takes seed, dataset, data_dir, epochs, batch_size, lr, validation"),
+]
+
+
+def refused(capsys, *arguments):
+    """The exit code and the one line of an error."""
+    with pytest.raises(SystemExit) as stopped:
+        run.main(list(arguments))
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    return stopped.value.code, printed.err.removeprefix("error: ").strip()
+
+
+@pytest.mark.parametrize(("name", "value", "message"), BAD)
+def test_a_bad_value(name, value, message, capsys, store):
+    code, line = refused(capsys, "step2", f"--{name}", value)
+    assert code == 2
+    assert message in line
+    assert store.search_runs(["0"]) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["step9"], "No such command 'step9'"),
+        (["step2", "stray"], "unexpected extra argument"),
+        (["predict"], "Missing option '--images'"),
+        (["record", "--step", "step9"], "'step9' is not one of"),
+    ],
+)
+def test_a_bad_command(arguments, message, capsys):
+    code, line = refused(capsys, *arguments)
+    assert code == 2
+    assert message in line
+
+
+def run_status(store):
+    return [(entry.info.run_name, entry.info.status) for entry in store.search_runs(["0"])]
+
+
+def test_mnist_out_of_reach_fails_the_run(store, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.delenv(data.MIRROR_VARIABLE, raising=False)
+    code, line = refused(capsys, "step2", "--dataset", "mnist", "--data_dir", str(tmp_path))
+    assert code == 1
+    assert "MNIST is not in" in line
+    assert run_status(store) == [("step2 seed 0", "FAILED")]
+
+
+def test_a_folder_that_cannot_be_written_fails_the_run(store, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, line = refused(capsys, "step2", "--dataset", "mnist", "--data_dir", str(tmp_path / "file" / "data"))
+    assert code == 1
+    assert "data_dir is" in line
+    assert "it takes a folder that can be written" in line
+    assert run_status(store) == [("step2 seed 0", "FAILED")]
+
+
+def test_a_slice_larger_than_the_training_set_fails_the_run(store, capsys):
+    code, line = refused(capsys, "step2", "--dataset", "digits", "--validation", "1437")
+    assert (code, line) == (2, "validation is 1437: it takes a whole number from 0 to 1436")
+    assert run_status(store) == [("step2 seed 0", "FAILED")]
+
+
+def test_a_diverging_run_fails_and_registers_nothing(store, capsys):
+    code, line = refused(capsys, "step2", "--dataset", "digits", "--lr", "1e6", "--epochs", "5")
+    assert code == 1
+    assert "training diverged: the loss of epoch" in line
+    assert run_status(store) == [("step2 seed 0", "FAILED")]
+    assert list(store.search_registered_models()) == []
+
+
+def test_an_interrupted_run_is_killed(store, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.train, "fit", interrupted)
+    code, line = refused(capsys, "step2", "--dataset", "digits")
+    assert (code, line) == (130, "interrupted")
+    assert run_status(store) == [("step2 seed 0", "KILLED")]
+
+
+def test_the_help_names_every_parameter(capsys):
+    run.cli.main(["step4", "--help"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    for option in run.cli.commands["step4"].params:
+        assert f"--{option.name}" in shown
