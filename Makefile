@@ -1,4 +1,5 @@
-# make step4 and make test set everything up by themselves; PYTHON chooses another interpreter.
+# make step4 and make test set everything up by themselves; PYTHON chooses another interpreter,
+# ARGS is handed on: make step4 ARGS='-P seed=1'
 PYTHON ?= python3
 BIN := .venv/bin
 STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
@@ -18,19 +19,19 @@ setup: .venv/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 $(STEPS): setup
-	mlflow run . -e $@ --env-manager local
+	mlflow run . -e $@ --env-manager local $(ARGS)
 
 predict: setup
-	mlflow run . -e predict --env-manager local -P images=$(IMAGES)
+	mlflow run . -e predict --env-manager local -P images='$(IMAGES)'
 
 ui: setup
-	mlflow ui
+	mlflow ui $(ARGS)
 
 serve: setup
 	mlflow models serve --model-uri models:/mnist-cnn@champion --env-manager local --port 5001
 
 test: setup
-	pytest
+	pytest $(ARGS)
 
 quick: setup
 	pytest -m "not slow"
@@ -40,7 +41,7 @@ check: setup
 	ruff format --check .
 
 bench: setup
-	python -m benchmarks.epoch
+	python -m benchmarks.epoch $(ARGS)
 
 lock: setup
 	uv pip compile --quiet --universal --python-version 3.11 requirements.in --output-file requirements.txt

@@ -39,7 +39,9 @@ class Number(click.ParamType):
 
 def option(name: str, *, default: str = "", help: str, **settings):
     """An option by the name that `mlflow run -P` knows it by."""
-    return click.option(f"--{name}", name, default=default, show_default=bool(default), help=help, **settings)
+    if not settings.get("required"):
+        settings |= {"default": default, "show_default": bool(default)}
+    return click.option(f"--{name}", name, help=help, **settings)
 
 
 @click.group(context_settings={"max_content_width": 120})

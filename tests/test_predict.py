@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.learning.recipe import ParameterError
 from src.lifecycle import predict
 
 
@@ -22,9 +23,13 @@ def on_canvas(image, *, size=(90, 60), at=(40, 5), zoom=1, background=0):
 
 @pytest.mark.mnist
 def test_an_mnist_image_is_in_its_frame_already(mnist):
-    for image in mnist.test_images[:200].numpy():
-        frame = predict.to_frame(Image.fromarray(image))
-        assert np.abs(frame.astype(int) - image).max() <= 26  # faint pixels (below a tenth) at the edge may be lost
+    images = mnist.test_images[:500].numpy()
+    frames = np.stack([predict.to_frame(Image.fromarray(image)) for image in images])
+    change = np.abs(frames.astype(int) - images).max((1, 2))
+    assert (change <= 3).mean() > 0.9  # a few have a faint outer row or column, and are cropped closer
+    assert all(
+        np.corrcoef(frame.ravel(), image.ravel())[0, 1] > 0.8 for frame, image in zip(frames, images, strict=True)
+    )
 
 
 def test_place_size_polarity_and_mode_do_not_matter(digits):
@@ -56,7 +61,7 @@ def test_the_frame_is_mnists(digits):
         frame = predict.to_frame(on_canvas(digit(digits, number), zoom=2))
         rows, columns = np.nonzero(frame)
         assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
-        assert frame.max() >= 250
+        assert frame.max() >= 240
         mass = (frame.sum(1) @ np.arange(28) / frame.sum(), frame.sum(0) @ np.arange(28) / frame.sum())
         assert np.abs(np.array(mass) - 14).max() <= 0.51
 
@@ -104,9 +109,9 @@ def test_each_answer_belongs_to_its_file_and_the_unreadable_are_named(tmp_path, 
 
 
 def test_nothing_to_predict_from(tmp_path):
-    with pytest.raises(predict.PredictError, match="images is .*nowhere.*: it takes an image file, or a folder"):
+    with pytest.raises(ParameterError, match="images is .*nowhere.*: it takes an image file, or a folder"):
         predict.find_images(tmp_path / "nowhere")
-    with pytest.raises(predict.PredictError, match="no file in it ends in .bmp"):
+    with pytest.raises(ParameterError, match="it takes a folder with files that end in .bmp"):
         predict.find_images(tmp_path)
 
 

@@ -84,8 +84,11 @@ def test_a_whole_run(store, trained, digits, tracked):
     assert "Total params" in mlflow.artifacts.load_text(f"runs:/{run_id}/model_summary.txt")
 
     inputs = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
-    assert set(inputs) == {"training", "test"}
-    assert inputs["training"].digest == digits.digest
+    assert {context: entry.name for context, entry in inputs.items()} == {
+        "training": "digits training",
+        "test": "digits test",
+    }
+    assert {entry.digest for entry in inputs.values()} == {digits.digest}
 
     found = mlflow.search_logged_models(
         filter_string=f"metrics.streak_accuracy >= {min(accuracies)}", output_format="list"

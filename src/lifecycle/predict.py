@@ -11,9 +11,11 @@ from PIL import Image, UnidentifiedImageError
 from scipy.ndimage import center_of_mass
 from tqdm import tqdm
 
+from src.learning.recipe import ParameterError
+
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 BATCH = 256  # images a call of the model
-INK = 0.1  # share of the darkest ink above which a pixel belongs to the digit
+INK = 0.04  # share of the darkest ink above which a pixel belongs to the digit
 
 
 class PredictError(Exception):
@@ -34,16 +36,16 @@ class Prediction:
 def find_images(path: str | Path) -> list[Path]:
     """The image file itself, or the image files of a folder, by name.
 
-    Raises PredictError where there is none.
+    Raises ParameterError where there is none.
     """
     path = Path(path).expanduser()
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise PredictError(f"images is {str(path)!r}: it takes an image file, or a folder with image files")
+        raise ParameterError(f"images is {str(path)!r}: it takes an image file, or a folder with image files")
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise PredictError(f"images is {str(path)!r}: no file in it ends in {', '.join(SUFFIXES)}")
+        raise ParameterError(f"images is {str(path)!r}: it takes a folder with files that end in {', '.join(SUFFIXES)}")
     return files
 
 

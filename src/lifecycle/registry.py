@@ -52,7 +52,8 @@ def register(
         raise ValueError(f"only a model that passed the gate is registered, and this one did not: {verdict.reasons}")
     client = MlflowClient()
     name = model_name(dataset)
-    version = _find(client, name, model.model_uri) or _create(client, name, model, run_id)
+    found = _find(client, name, model.model_uri) or _create(client, name, model, run_id)
+    version = str(found.version)
     tags = {
         "step": step,
         "dataset.digest": dataset.digest,
@@ -61,11 +62,11 @@ def register(
         "test_accuracy": repr(evaluation.accuracy),
     }
     for key, value in tags.items():
-        client.set_model_version_tag(name, version.version, key, value)
-    client.set_registered_model_alias(name, "challenger", version.version)
-    verify(f"models:/{name}/{version.version}", dataset, evaluation.accuracy)
-    client.set_model_version_tag(name, version.version, "verified", "true")
-    return _promote(client, name, version.version, verdict.metrics["streak_accuracy"])
+        client.set_model_version_tag(name, version, key, value)
+    client.set_registered_model_alias(name, "challenger", version)
+    verify(f"models:/{name}/{version}", dataset, evaluation.accuracy)
+    client.set_model_version_tag(name, version, "verified", "true")
+    return _promote(client, name, version, verdict.metrics["streak_accuracy"])
 
 
 def _find(client: MlflowClient, name: str, model_uri: str) -> ModelVersion | None:
@@ -104,7 +105,7 @@ def verify(model_uri: str, dataset: Dataset, expected: float) -> None:
 
 def _promote(client: MlflowClient, name: str, version: str, streak: float) -> Registration:
     champion = get_champion(client, name)
-    if champion and champion.version == version:
+    if champion and str(champion.version) == version:
         return Registration(name, version, True, "it is the champion already")
     if champion and float(champion.tags["streak_accuracy"]) > streak:
         reason = (

@@ -84,7 +84,11 @@ def log_start(
     ):
         # The digest is the whole dataset's: MLflow's own looks at the first 10,000 values alone.
         entry = mlflow.data.from_numpy(
-            images.numpy(), targets=labels.numpy(), source=dataset.source, name=dataset.name, digest=dataset.digest
+            images.numpy(),
+            targets=labels.numpy(),
+            source=dataset.source,
+            name=f"{dataset.name} {context}",
+            digest=dataset.digest,
         )
         mlflow.log_input(entry, context=context)
     mlflow.log_text(layer_table(classifier.network), "model_summary.txt")
