@@ -58,10 +58,10 @@ def store(empty_database, tmp_path, monkeypatch):
 class Small(nn.Module):
     """A network that learns the digits in a second."""
 
-    def __init__(self):
+    def __init__(self, dropout=0.1):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 8, 5, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), nn.Conv2d(8, 10, 12)
+            nn.Conv2d(1, 8, 5, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(8, 10, 12)
         )
 
     def forward(self, images):
@@ -71,9 +71,9 @@ class Small(nn.Module):
 SMALL_RECIPE = Recipe(epochs=5, batch_size=64, lr=0.1, schedule="one-cycle", averaging=0.5, rotation=5, shift=0.02)
 
 
-def train_small(dataset, recipe=SMALL_RECIPE, seed=0):
+def train_small(dataset, recipe=SMALL_RECIPE, seed=0, dropout=0.1):
     device = train.prepare(seed, "cpu")
-    training = train.start(Small(), recipe, dataset, seed, device)
+    training = train.start(Small(dropout), recipe, dataset, seed, device)
     for _ in train.fit(training, recipe, dataset):
         pass
     return training

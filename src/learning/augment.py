@@ -29,6 +29,10 @@ def augment(images: Tensor, generator: torch.Generator, *, rotation=0.0, shift=0
     matrix = torch.stack([cosine, -sine, draws[2] * 2 * shift, sine, cosine, draws[3] * 2 * shift], dim=1).reshape(
         -1, 2, 3
     )  # (N, 2, 3)
-    images = images.unsqueeze(1)  # (N, 1, H, W)
-    grid = F.affine_grid(matrix.to(images.device), list(images.shape), align_corners=False)  # (N, H, W, 2)
+    images, matrix = images.unsqueeze(1), matrix.to(images.device)  # (N, 1, H, W), (N, 2, 3)
+    count, _, height, width = images.shape
+    # F.affine_grid multiplies image by image; one product for all is many times faster.
+    points = F.affine_grid(torch.eye(2, 3, device=images.device)[None], [1, 1, height, width], align_corners=False)
+    points = F.pad(points.reshape(-1, 2), (0, 1), value=1)  # (H * W, 3): x, y, 1
+    grid = (matrix.reshape(-1, 3) @ points.T).reshape(count, 2, height, width).movedim(1, -1)  # (N, H, W, 2)
     return F.grid_sample(images, grid, align_corners=False).squeeze(1)

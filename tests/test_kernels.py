@@ -1,0 +1,67 @@
+"""The fast kernels compute what torch's own do."""
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from src.learning.kernels import fast_kernels
+from steps import step2, step3, step4
+
+
+@pytest.mark.parametrize("step", [step2, step3, step4])
+def test_outputs_gradients_and_statistics_are_torchs(step, digits):
+    torch.manual_seed(0)
+    network = step.Network()
+    for layer in network.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    images, labels = digits.train_images[:32, None] / 255, digits.train_labels[:32]
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def outcome():
+        network.load_state_dict(state)
+        network.zero_grad()
+        logits = network(images)
+        F.cross_entropy(logits, labels).backward()
+        gradients = [parameter.grad.clone() for parameter in network.parameters()]
+        return logits.detach(), gradients, [buffer.clone() for buffer in network.buffers()]
+
+    plain = outcome()
+    with fast_kernels(network):
+        torch.testing.assert_close(outcome(), plain, atol=1e-5, rtol=1e-3)
+    assert all(torch.equal(now, before) for now, before in zip(outcome()[0], plain[0], strict=True))
+
+
+def test_nothing_stays_behind():
+    network = step3.Network()
+    before = {name: set(vars(layer)) for name, layer in network.named_modules()}
+    with contextlib.suppress(KeyError), fast_kernels(network):
+        assert "forward" in vars(network.layers[11])  # a Dropout
+        raise KeyError
+    assert {name: set(vars(layer)) for name, layer in network.named_modules()} == before
+    assert not any(layer._forward_pre_hooks for layer in network.modules())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.15, 0.5, 0.9])
+def test_dropout_drops_its_share_and_scales_the_rest(share):
+    torch.manual_seed(0)
+    layer = nn.Dropout(share)
+    values = torch.ones(100, 7, 13, 11)
+    with fast_kernels(layer):
+        dropped = layer(values)
+        assert torch.equal(layer.eval()(values), values)
+    assert ((dropped == 0).double().mean() - share).abs() < 4 * (share * (1 - share) / values.numel()) ** 0.5 + 2**-16
+    torch.testing.assert_close(dropped[dropped > 0].unique(), torch.tensor([1 / (1 - share)]))
+
+
+def test_dropouts_seed_decides():
+    layer, values = nn.Dropout(0.5), torch.ones(50, 20)
+    with fast_kernels(layer):
+        torch.manual_seed(1)
+        once = layer(values)
+        assert not torch.equal(layer(values), once)
+        torch.manual_seed(1)
+        assert torch.equal(layer(values), once)

@@ -1,0 +1,142 @@
+"""Whole lifecycles through `mlflow run`, in a copy of the project, as a user has them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import Project
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def trained(project):
+    """Step 4 on the digits, on a folder that has no store yet."""
+    done = project.mlflow_run("step4", dataset="digits")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_train_gate_register_verify(project, trained):
+    assert "gate passed" in trained.stdout
+    assert "registered digits-cnn version 1 as champion" in trained.stdout
+    (run,) = project.runs()
+    assert (run.info.run_name, run.info.status) == ("step4 seed 0", "FINISHED")
+    assert run.data.params["dataset"] == "digits"  # as it was given
+    assert run.data.params["recipe.batch_size"] == "64"  # as it was resolved
+    assert run.data.metrics["epochs_at_target"] >= 5
+    client = project.client()
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"model_summary.txt", "history.csv", "curves.png", "confusion_matrix.png", "mistakes.png", "report.md",
+            "gate.json"} <= artifacts  # fmt: skip
+    aliases = client.get_registered_model("digits-cnn").aliases
+    assert {alias: str(version) for alias, version in aliases.items()} == {"challenger": "1", "champion": "1"}
+    mlflow.set_tracking_uri(project.tracking_uri)
+    found = mlflow.search_logged_models(filter_string="metrics.streak_accuracy >= 97", output_format="list")
+    assert len(found) == 1
+    assert found[0].source_run_id == run.info.run_id
+
+
+def test_the_champion_answers_from_any_folder(project, trained, tmp_path, digits):
+    """A process that points at the store, in another folder, without this project on its path, and without pickle."""
+    np.save(tmp_path / "images.npy", digits.test_images.numpy())
+    code = """
+import sys, numpy, mlflow.pyfunc
+assert not any(name.startswith(("src", "steps")) for name in sys.modules)
+model = mlflow.pyfunc.load_model("models:/digits-cnn@champion")
+numpy.save("answers.npy", model.predict(numpy.load("images.npy")))
+"""
+    settings = {"MLFLOW_TRACKING_URI": project.tracking_uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        cwd=tmp_path,
+        env=project.environment | settings,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = np.load(tmp_path / "answers.npy")
+    assert answers.shape == (360, 10)
+    accuracy = 100 * (answers.argmax(1) == digits.test_labels.numpy()).mean()
+    (run,) = (run for run in project.runs() if run.info.run_name == "step4 seed 0")
+    assert accuracy == pytest.approx(run.data.metrics["final_test_accuracy"])
+
+
+def test_predict_labels_image_files(project, trained, tmp_path, digits):
+    folder = tmp_path / "it's a folder; with spaces"
+    folder.mkdir()
+    for number in range(12):
+        Image.fromarray(255 - digits.test_images[number].numpy()).save(folder / f"{number:02}.png")
+    done = project.mlflow_run("predict", images=folder, model="models:/digits-cnn@champion")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if ".png" in line]
+    said = [int(line.split(".png")[1].split()[0]) for line in lines]
+    right = sum(guess == label for guess, label in zip(said, digits.test_labels[:12].tolist(), strict=True))
+    assert right >= 11
+    run = project.runs()[0]
+    assert (run.info.run_name, run.info.status) == ("predict", "FINISHED")
+    assert run.data.metrics["predicted"] == 12
+    assert run.data.tags["model"] == "models:/digits-cnn@champion"
+
+
+def test_a_missed_target_is_a_finished_run_with_nothing_registered(project, trained):
+    done = project.mlflow_run("step2", dataset="digits", epochs=2, seed=5)
+    assert done.returncode == 0, done.stderr
+    assert "gate failed" in done.stdout
+    assert "nothing registered" in done.stdout
+    run = project.runs()[0]
+    assert (run.info.run_name, run.info.status) == ("step2 seed 5", "FINISHED")
+    assert run.data.tags["gate"] == "failed"
+    assert "streak_accuracy" in run.data.tags["gate.reason"]
+    kept = json.loads(Path(project.client().download_artifacts(run.info.run_id, "gate.json")).read_text())
+    assert kept["passed"] is False
+    assert len(project.client().search_model_versions("name = 'digits-cnn'")) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"epochs": "abc"}, "error: epochs is 'abc': it takes a whole number at least 1"),
+        ({"nonsense": "1"}, "error: nonsense is no parameter of step4: it takes seed, dataset"),
+    ],
+)
+def test_a_bad_parameter_is_a_failed_run(project, trained, parameters, message):
+    done = project.mlflow_run("step4", **parameters)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    run = project.runs()[0]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"] in message
+
+
+def test_an_environment_built_from_nothing_but_conda_yaml(tmp_path):
+    """The whole lifecycle once more, in a folder and an environment of its own."""
+    project = Project(tmp_path / "project")
+    project.environment["MLFLOW_ENV_ROOT"] = str(tmp_path / "environments")
+    done = project.mlflow_run("step4", env_manager="uv", dataset="digits", seed=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "registered digits-cnn version 1 as champion" in done.stdout
+    assert list((tmp_path / "environments").rglob("torchsummary"))
+    (run,) = project.runs()
+    assert (run.info.run_name, run.info.status) == ("step4 seed 1", "FINISHED")
+
+
+@pytest.mark.mnist
+def test_two_epochs_of_step4_on_mnist(mnist, project):
+    done = project.mlflow_run("step4", dataset="mnist", epochs=2)
+    assert done.returncode == 0, done.stderr
+    run = project.runs()[0]
+    assert run.data.metrics["final_test_accuracy"] >= 98.5
+    assert run.data.tags["gate"] == "failed"  # two epochs are not five
+    assert run.data.params["run.dataset"] == "mnist"
