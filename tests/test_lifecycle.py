@@ -117,7 +117,7 @@ def test_a_bad_parameter_is_a_failed_run(project, trained, parameters, message):
     assert "Traceback" not in done.stderr
     run = project.runs()[0]
     assert run.info.status == "FAILED"
-    assert run.data.tags["error"] in message
+    assert message in f"error: {run.data.tags['error']}"
 
 
 def test_an_environment_built_from_nothing_but_conda_yaml(tmp_path):
