@@ -1,6 +1,7 @@
 """The command line: every bad value is one line that names the parameter, what it got and what it takes."""
 
 import pytest
+import torch
 from torchvision import datasets
 
 from src import run
@@ -73,6 +74,23 @@ def test_a_bad_command(arguments, message, capsys):
 
 def run_status(store):
     return [(entry.info.run_name, entry.info.status) for entry in store.search_runs(["0"])]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_where_there_is_none(store, capsys):
+    code, line = refused(capsys, "step2", "--device", "cuda")
+    assert (code, line) == (2, "device is 'cuda': this machine has no CUDA device; it takes cpu or auto")
+
+
+def test_a_damaged_file_fails_the_run(store, capsys, tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in data.MNIST_SHA256:
+        (raw / name).write_bytes(b"damaged")
+    code, line = refused(capsys, "step2", "--dataset", "auto", "--data_dir", str(tmp_path))
+    assert code == 1
+    assert "train-images-idx3-ubyte is damaged: its SHA-256 is" in line
+    assert run_status(store) == [("step2 seed 0", "FAILED")]
 
 
 def test_mnist_out_of_reach_fails_the_run(store, capsys, tmp_path, monkeypatch):

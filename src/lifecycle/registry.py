@@ -1,11 +1,13 @@
 """From a model that passed the gate to the champion: register, verify, promote."""
 
+import os
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -94,7 +96,8 @@ def verify(model_uri: str, dataset: Dataset, expected: float) -> None:
         np.save(labels, dataset.test_labels.numpy())
         # -I: neither this folder nor PYTHONPATH is searched for modules
         command = [sys.executable, "-I", str(VERIFIER), model_uri, str(images), str(labels)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        store = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
+        done = subprocess.run(command, env=os.environ | store, capture_output=True, text=True)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise VerificationError(f"{model_uri} cannot be loaded by a fresh process: {last[0]}")

@@ -1,0 +1,104 @@
+"""Every command block of the README is run, in its order, in a copy of the project.
+
+Training is on the digits, and short; `make test` is this very run. What the test changes stands in `adapted` alone.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Project
+
+pytestmark = pytest.mark.slow
+
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+SERVERS = {"mlflow ui": 5000, "make serve": 5001, "mlflow server": 5002}  # commands that go on until they are stopped
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project, set up, with a champion named as MNIST's: the digits' stands in for it."""
+    project = Project(tmp_path_factory.mktemp("readme"))
+    shutil.copytree(ROOT / "docs", project.folder / "docs", dirs_exist_ok=True)
+    (project.folder / ".venv").symlink_to(sys.prefix)
+    project.environment["ARGS"] = "-P dataset=digits"
+    trained = project.command("make", "step4")
+    assert trained.returncode == 0, trained.stderr
+    client = project.client()
+    champion = client.get_model_version_by_alias("digits-cnn", "champion")
+    client.create_registered_model("mnist-cnn")
+    client.create_model_version("mnist-cnn", champion.source, champion.run_id)
+    client.set_registered_model_alias("mnist-cnn", "champion", "1")
+    return project
+
+
+@pytest.fixture(scope="module")
+def servers():
+    """The servers that blocks have started; they are stopped at the end."""
+    started = []
+    yield started
+    for process in started:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def adapted(block: str) -> str:
+    """The block as it can be run within a test."""
+    block = re.sub(r"^make test$", "make --dry-run test", block, flags=re.M)
+    block = re.sub(r"^make (step\d)$", r'make \1 ARGS="-P dataset=digits"', block, flags=re.M)
+    return re.sub(r"^(.*mlflow run \. -e step\d .*)$", r"\1 -P dataset=digits -P epochs=2", block, flags=re.M)
+
+
+def wait_for(port: int, process: subprocess.Popen) -> None:
+    """Until something answers on the port."""
+    for _ in range(240):
+        assert process.poll() is None, "the server ended"
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(f"nothing answers on port {port}")
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0][:50])
+def test_a_block(block, project, servers):
+    server = next((command for command in SERVERS if block.startswith(command)), None)
+    log = (project.folder / "block.log").open("w+")
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", adapted(block)],
+        cwd=project.folder,
+        env={name: value for name, value in project.environment.items() if name != "ARGS"},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    if server:
+        servers.append(process)
+        wait_for(SERVERS[server], process)
+    else:
+        code = process.wait(timeout=300)
+        log.seek(0)
+        assert code == 0, log.read()[-3000:]
+
+
+def test_the_blocks_are_found():
+    assert len(BLOCKS) >= 9
+    assert [command for command in SERVERS if any(block.startswith(command) for block in BLOCKS)] == list(SERVERS)
+
+
+def test_every_picture_is_there():
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / "README.md").read_text())
+    assert pictures
+    for picture in pictures:
+        assert Path(ROOT / picture).is_file(), picture
