@@ -1,11 +1,11 @@
 """Step 1: a network that works.
 
-Target: get the set-up right (data, loss, loop, measurement) with a network that is large enough not to be the
+Target: Get the set-up right (data, loss, loop, measurement) with a network that is large enough not to be the
 limit.
 
 Result: not measured in full yet.
 
-Analysis: six million parameters learn the training set by heart: the study's training accuracy reaches 100 % while
+Analysis: Six million parameters learn the training set by heart: the study's training accuracy reaches 100 % while
 its test accuracy stays below 99.4 %. The network is far larger than the problem, so the next step takes the
 parameters away.
 

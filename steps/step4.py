@@ -1,13 +1,16 @@
 """Step 4: 99.4 %, consistently, with fewer than 8,000 parameters.
 
-Target: every one of the last five of at most 15 epochs at or above 99.4 % of the test images, with under 8,000
+Target: Every one of the last five of at most 15 epochs at or above 99.4 % of the test images, with under 8,000
 parameters.
 
-Result: not measured in full yet.
+Result: 99.41 % of the test images at the end, best epoch 99.51 %, lowest of the last five 99.40 %, 12 of 15 epochs
+at or above 99.4 %; 1 seed, 9.6 s an epoch on 2 × AMD EPYC, torch 2.14.1.
 
-Analysis: the wide layer of step 3 goes, and dropout with it: a network this small does not overfit rotated and
-shifted images. The learning rate rises to 0.15 and falls to nothing within the 15 epochs (one-cycle), and what is
-measured is a moving average of the weights over half an epoch, which takes the jumps out of the last epochs.
+Analysis: The wide layer of step 3 goes, and dropout with it. The learning rate rises to 0.15 and falls to nothing
+within the 15 epochs (one-cycle), images are shifted as well as rotated, and what is measured is a moving average of
+the weights over half an epoch: the last epochs lie close together. Towards the end the training accuracy overtakes
+the test accuracy, and the target is met with nothing to spare, so one seed proves little: many seeds are next, and
+a recipe that is chosen on a validation slice.
 
 Run: mlflow run . -e step4 --env-manager local
 """

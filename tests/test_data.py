@@ -138,6 +138,7 @@ def test_the_validation_slice_is_the_end_of_the_training_set(digits):
     held = digits.hold_out(200)
     assert held.split == "validation"
     assert torch.equal(held.test_images, digits.train_images[-200:])
+    assert torch.equal(torch.cat([held.train_images, held.test_images]), digits.train_images)
     assert torch.equal(torch.cat([held.train_labels, held.test_labels]), digits.train_labels)
     assert digits.hold_out(0) is digits
     with pytest.raises(ValueError, match="validation is 1437: it takes a whole number from 0 to 1436"):
