@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import mlflow
 import pytest
 from conftest import ROOT, Project
 
@@ -28,11 +29,15 @@ def project(tmp_path_factory):
     """A copy of the project, set up, with a champion named as MNIST's: the digits' stands in for it."""
     project = Project(tmp_path_factory.mktemp("readme"))
     shutil.copytree(ROOT / "docs", project.folder / "docs", dirs_exist_ok=True)
-    (project.folder / ".venv").symlink_to(sys.prefix)
+    (project.folder / ".venv").mkdir()  # set up already: by the environment that runs this test
+    for entry in ("bin", "lib", "pyvenv.cfg"):
+        (project.folder / ".venv" / entry).symlink_to(Path(sys.prefix) / entry)
+    (project.folder / ".venv" / ".installed").touch()
     project.environment["ARGS"] = "-P dataset=digits"
     trained = project.command("make", "step4")
     assert trained.returncode == 0, trained.stderr
-    client = project.client()
+    mlflow.set_tracking_uri(project.tracking_uri)
+    client = mlflow.MlflowClient()
     champion = client.get_model_version_by_alias("digits-cnn", "champion")
     client.create_registered_model("mnist-cnn")
     client.create_model_version("mnist-cnn", champion.source, champion.run_id)
@@ -62,9 +67,10 @@ def wait_for(port: int, process: subprocess.Popen) -> None:
     for _ in range(240):
         assert process.poll() is None, "the server ended"
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
-            return
-        except urllib.error.HTTPError:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):
+                return
+        except urllib.error.HTTPError as answer:
+            answer.close()
             return
         except OSError:
             time.sleep(0.5)
@@ -74,22 +80,21 @@ def wait_for(port: int, process: subprocess.Popen) -> None:
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0][:50])
 def test_a_block(block, project, servers):
     server = next((command for command in SERVERS if block.startswith(command)), None)
-    log = (project.folder / "block.log").open("w+")
-    process = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", adapted(block)],
-        cwd=project.folder,
-        env={name: value for name, value in project.environment.items() if name != "ARGS"},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    log = project.folder / "block.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", adapted(block)],
+            cwd=project.folder,
+            env={name: value for name, value in project.environment.items() if name != "ARGS"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     if server:
         servers.append(process)
         wait_for(SERVERS[server], process)
     else:
-        code = process.wait(timeout=300)
-        log.seek(0)
-        assert code == 0, log.read()[-3000:]
+        assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
 
 
 def test_the_blocks_are_found():
