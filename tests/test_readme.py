@@ -3,6 +3,7 @@
 Training is on the digits, and short; `make test` is this very run. What the test changes stands in `adapted` alone.
 """
 
+import json
 import os
 import re
 import shutil
@@ -107,3 +108,10 @@ def test_every_picture_is_there():
     assert pictures
     for picture in pictures:
         assert Path(ROOT / picture).is_file(), picture
+
+
+def test_the_benchmark_is_the_kept_one():
+    kept = json.loads((ROOT / "results" / "benchmark.json").read_text())
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{kept['epoch_speedup']['median']:.1f} times as fast as one that loads its images in the training" in text
+    assert f"{kept['epoch_speedup_to_the_slower']['median']:.1f} times as fast as one with two workers" in text
