@@ -12,7 +12,7 @@ BAD = [
     ("seed", "abc", "seed is 'abc': it takes a whole number"),
     ("seed", "", "seed is '': it takes a whole number"),
     ("seed", "1.5", "seed is '1.5': it takes a whole number"),
-    ("seed", "99999999999", "seed is 99999999999: it takes a whole number"),
+    ("seed", "99999999999", "seed is 99999999999: it takes a whole number at least 0 and at most 4,294,967,295"),
     ("dataset", "cifar", "'--dataset': 'cifar' is not one of 'auto', 'mnist', 'digits'"),
     ("dataset", "", "'--dataset': '' is not one of 'auto', 'mnist', 'digits'"),
     ("device", "tpu", "'--device': 'tpu' is not one of 'auto', 'cpu', 'cuda'"),

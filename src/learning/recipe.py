@@ -74,7 +74,7 @@ def check(field, value, *, whole=False, low=-math.inf, high=math.inf, above=-mat
     is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
     if not (is_number and low <= value <= high and above < value < below):
         bounds = [
-            f"{words} {bound:g}"
+            f"{words} {bound:,}"
             for words, bound in [("at least", low), ("at most", high), ("above", above), ("below", below)]
             if math.isfinite(bound)
         ]
