@@ -124,8 +124,3 @@ class Project:
 
     def client(self) -> mlflow.MlflowClient:
         return mlflow.MlflowClient(self.tracking_uri)
-
-
-@pytest.fixture
-def project(tmp_path, empty_database):
-    return Project(tmp_path)

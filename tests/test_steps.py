@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, copy_project
 
 from src.learning.recipe import Recipe, Target
 from src.lifecycle import records, report, tracking
-from src.run import STEPS
+from src.run import STEPS, cli
 
 PARAMETERS = {"step1": 6_379_786, "step2": 12_584, "step3": 11_924}
 PUBLISHED_STEP3 = """
@@ -102,8 +102,6 @@ def test_mlproject_and_the_steps_folder_agree():
 
 
 def test_the_command_line_takes_what_mlproject_declares():
-    from src.run import cli
-
     entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
     for name in (*STEPS, "predict"):
         declared = entry_points[name]["parameters"]
@@ -124,8 +122,6 @@ def test_the_result_in_the_docstring_is_the_measured_one(name):
 
 def test_a_fifth_step_is_one_file_and_one_entry(tmp_path):
     """As CONTRIBUTING says: nothing else has to be told of it."""
-    from conftest import copy_project
-
     folder = copy_project(tmp_path)
     (folder / "steps" / "step5.py").write_text((folder / "steps" / "step4.py").read_text())
     shown = subprocess.run(
