@@ -85,14 +85,13 @@ def predict_images(images: str, model: str) -> None:
         loaded = predict.load(model)
         predictions, refused = predict.predict(loaded, files)
         tracking.log_predictions([asdict(row) for row in predictions], refused, model, loaded.metadata)
-    for row in predictions:
-        click.echo(
-            f"{row.file}  {row.digit}  {row.probability:7.2%}   then {row.second_digit}  {row.second_probability:7.2%}"
-        )
-    for file, reason in refused.items():
-        click.echo(f"{file}  left out: {reason}", err=True)
-    if not predictions:
-        raise predict.PredictError("none of the files could be read")
+        for row in predictions:
+            second = f"then {row.second_digit}  {row.second_probability:7.2%}"
+            click.echo(f"{row.file}  {row.digit}  {row.probability:7.2%}   {second}")
+        for file, reason in refused.items():
+            click.echo(f"{file}  left out: {reason}", err=True)
+        if not predictions:
+            raise predict.PredictError("none of the files could be read")
 
 
 @cli.command("record", help="Write results/STEP.json from the finished MNIST runs in the store.")

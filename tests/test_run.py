@@ -1,5 +1,7 @@
 """The command line: every bad value is one line that names the parameter, what it got and what it takes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torchvision import datasets
@@ -123,6 +125,19 @@ def test_a_diverging_run_fails_and_registers_nothing(store, capsys):
     assert "training diverged: the loss of epoch" in line
     assert run_status(store) == [("step2 seed 0", "FAILED")]
     assert list(store.search_registered_models()) == []
+
+
+def test_a_predict_that_can_read_nothing_is_a_failed_run(store, tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken.png").write_text("not a picture")
+    metadata = SimpleNamespace(model_id="m-0", run_id="r-0")
+    monkeypatch.setattr(run.predict, "load", lambda _: SimpleNamespace(metadata=metadata))
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["predict", "--images", str(tmp_path)])
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert "broken.png  left out: cannot identify image file" in printed
+    assert "error: none of the files could be read" in printed
+    assert run_status(store) == [("predict", "FAILED")]
 
 
 def test_an_interrupted_run_is_killed(store, capsys, monkeypatch):

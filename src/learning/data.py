@@ -50,6 +50,10 @@ class DataError(Exception):
     """The data cannot be had, or is not what it should be."""
 
 
+class OutOfReachError(DataError):
+    """No mirror gave the data: the one reason for which `auto` takes other data."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Images to learn from and images to measure on.
@@ -112,7 +116,7 @@ def load(name: str = "auto", folder: str | Path | None = None) -> Dataset:
     if not all((raw / file).exists() for file in MNIST_SHA256):
         try:
             _download(root)
-        except DataError as error:
+        except OutOfReachError as error:
             if name == "mnist":
                 raise
             warnings.warn(
@@ -163,7 +167,7 @@ def _download(root: Path) -> None:
                 (fresh / file).replace(raw / file)
     except (URLError, ConnectionError, TimeoutError, RuntimeError, HTTPException) as error:
         reason = " ".join(f"{tried}{error}".split())
-        raise DataError(
+        raise OutOfReachError(
             f"dataset: MNIST is not in {root}, and no mirror gave it ({reason}); set {MIRROR_VARIABLE} to a URL that "
             f"has its four .gz files, or use dataset=digits"
         ) from error
