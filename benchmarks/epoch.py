@@ -21,7 +21,7 @@ import torch
 from benchmarks.notebook import Pictures, Published, train_epoch
 from src.learning import data, train
 from src.learning.recipe import Recipe
-from src.lifecycle.tracking import machine, versions
+from src.lifecycle.provenance import machine, versions
 
 RECIPE = Recipe(epochs=1, batch_size=64, lr=0.01, momentum=0.9, rotation=7)
 RESULT = Path(__file__).parents[1] / "results" / "benchmark.json"

@@ -1,10 +1,11 @@
 """The command line, `python -m src.run step4 --seed 0`: it checks what was given and wires the parts together."""
 
-import contextlib
 import importlib
 import logging
+import shutil
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -13,35 +14,14 @@ import click
 from mlflow.exceptions import MlflowException
 from tqdm import tqdm
 
-from src.learning import data, train
+from src.learning import checkpoint, data, train
 from src.learning.evaluate import evaluate
-from src.learning.recipe import ParameterError, check
-from src.lifecycle import gate, predict, records, registry, report, tracking
+from src.learning.recipe import ParameterError, Recipe, Target
+from src.lifecycle import gate, plots, predict, provenance, records, registry, repeat, report, tracking
+from src.options import DEFAULTS, Number, option, training_options
 
+CHECKPOINTS = Path("checkpoints")
 STEPS = tuple(sorted(file.stem for file in (Path(__file__).parents[1] / "steps").glob("*.py")))
-
-
-class Number(click.ParamType):
-    """A number within bounds; where it may be empty, None stands for the default."""
-
-    def __init__(self, *, whole: bool = False, empty: bool = True, **bounds: float):
-        self.name = "whole number" if whole else "number"
-        self.whole, self.empty, self.bounds = whole, empty, bounds
-
-    def convert(self, value, param, ctx):
-        if value is None or (value == "" and self.empty):
-            return None
-        with contextlib.suppress(ValueError):  # check() says what is wrong with it
-            value = int(value) if self.whole else float(value)
-        check(param.name, value, whole=self.whole, **self.bounds)
-        return value
-
-
-def option(name: str, *, default: str = "", help: str, **settings):
-    """An option by the name that `mlflow run -P` knows it by."""
-    if not settings.get("required"):
-        settings |= {"default": default, "show_default": bool(default)}
-    return click.option(f"--{name}", name, help=help, **settings)
 
 
 @click.group(context_settings={"max_content_width": 120})
@@ -53,18 +33,14 @@ def training_command(name: str) -> click.Command:
     """The command that trains one step."""
 
     @click.command(name, help=f"Train {name}.")
-    @option("seed", default="0", type=Number(whole=True, empty=False, low=0, high=2**32 - 1), help="of all randomness")
-    @option("dataset", default="auto", type=click.Choice(data.DATASETS), help="what to train on")
-    @option("data_dir", help="where MNIST is kept  [default: the user's cache folder]")
-    @option("epochs", type=Number(whole=True, low=1), help="passes over the training images  [default: the recipe's]")
-    @option("batch_size", type=Number(whole=True, low=1), help="images an update  [default: the recipe's]")
-    @option("lr", type=Number(above=0), help="(peak) learning rate  [default: the recipe's]")
     @option(
-        "validation", default="0", type=Number(whole=True, empty=False, low=0), help="training images to measure on"
+        "seed",
+        default=str(DEFAULTS["seed"]),
+        type=Number(whole=True, empty=False, low=0, high=2**32 - 1),
+        help="of all randomness",
     )
-    @option("device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="where to compute")
-    @option("threads", type=Number(whole=True, low=1, high=1024), help="CPU threads  [default: all cores]")
-    @option("target", type=Number(low=0, high=100), help="accuracy in percent  [default: the dataset's]")
+    @training_options
+    @option("resume", help="id of an unfinished run to go on with")
     def command(**given):
         train_step(name, **given)
 
@@ -94,6 +70,45 @@ def predict_images(images: str, model: str) -> None:
             raise predict.PredictError("none of the files could be read")
 
 
+@cli.command("repeat", help="Train a step over many seeds, and report how often it reaches its target.")
+@option("step", default="step4", type=click.Choice(STEPS), help="what to train")
+@option("seeds", default="10", type=Number(whole=True, empty=False, low=1), help="how many, from 0 on")
+@option("jobs", default="1", type=Number(whole=True, empty=False, low=1), help="how many at a time")
+@option("reuse", default="true", type=click.BOOL, help="take finished runs of the same code, recipe, data and seed")
+@training_options
+def repeat_step(step: str, seeds: int, jobs: int, reuse: bool, **given) -> None:
+    module = importlib.import_module(f"steps.{step}")
+    recipe, device = recipe_of(module, given), train.prepare(0, given["device"], None)
+    tracking.connect()
+    with tracking.run(f"repeat {step}", {"repeat": step}) as parent:
+        loaded, goal = dataset_and_target(module, given)
+        outcomes = []
+        for seed in range(seeds) if reuse else ():
+            same = provenance.fingerprint(step, recipe=recipe, target=goal, dataset=loaded, seed=seed, device=device)
+            if found := tracking.find_same(same):
+                outcomes.append(repeat.Outcome.of(seed, found.info.run_id, loaded.split, reused=True))
+                click.echo(repeat.outcome_line(outcomes[-1], goal))
+        missing = sorted(set(range(seeds)) - {outcome.seed for outcome in outcomes})
+        parameters = {name: "" if value is None else value for name, value in given.items()} | {
+            "dataset": loaded.name,  # auto is decided once
+            "device": device.type,
+            "threads": given["threads"] or max(1, train.cores() // min(jobs, len(missing) or 1)),
+        }
+        running = repeat.train(step, parameters, missing, jobs=jobs, parent=parent, split=loaded.split)
+        for outcome in tqdm(running, total=len(missing), unit="seed", disable=None):
+            outcomes.append(outcome)
+            tqdm.write(repeat.outcome_line(outcome, goal))
+        summary = repeat.summarise(step, outcomes, goal, loaded.split)
+        curves = {run["seed"]: run["accuracies"] for run in summary["runs"] if run["error"] is None}
+        tracking.log_repeat(summary, plots.seeds(curves, goal.accuracy, loaded.split))
+        click.echo(repeat.summary_lines(summary))
+        if failed := [outcome for outcome in outcomes if outcome.error is not None]:
+            first = min(failed, key=lambda outcome: outcome.seed)
+            raise repeat.RepeatError(
+                f"{len(failed)} of {seeds} seeds failed, the first of them seed {first.seed}: {first.error}"
+            )
+
+
 @cli.command("record", help="Write results/STEP.json from the finished MNIST runs in the store.")
 @option("step", required=True, type=click.Choice(STEPS), help="whose runs")
 @option("epochs", type=Number(whole=True, low=1), help="length of the runs  [default: the recipe's]")
@@ -103,30 +118,69 @@ def record_results(step: str, epochs: int | None) -> None:
     click.echo(records.write(step, epochs or full, full))
 
 
-def train_step(
-    name: str, *, seed, dataset, data_dir, epochs, batch_size, lr, validation, device, threads, target
-) -> None:
-    """Train one step and see it through: track, judge, and register what passes."""
+def train_step(name: str, *, resume: str, **given) -> None:
+    """Train one step, or go on with it, and see it through: track, judge, and register what passes."""
     step = importlib.import_module(f"steps.{name}")
-    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
-    recipe = replace(step.RECIPE, **{field: value for field, value in given.items() if value is not None})
-    chosen = train.prepare(seed, device, threads)
+    if resume:
+        tracking.connect()
+        given = taken_over(resume, name, given)
+    recipe, seed = recipe_of(step, given), given["seed"]
+    device = train.prepare(seed, given["device"], given["threads"])
     tracking.connect()
-    with tracking.run(f"{name} seed {seed}", {"step": name}) as run_id:
-        loaded = data.load(dataset, data_dir or None).hold_out(validation)
-        goal = replace(step.TARGET, accuracy=loaded.target_accuracy if target is None else target)
-        training = train.start(step.Network(), recipe, loaded, seed, chosen)
-        tracking.log_start(
-            classifier=training.classifier, recipe=recipe, target=goal, dataset=loaded, seed=seed, device=chosen
-        )
-        click.echo(
-            f"{name}, seed {seed}: {training.classifier.parameters_count:,} parameters, {loaded.name}, "
-            f"{recipe.epochs} epochs on {chosen.type}"
-        )
-        for row in train.fit(training, recipe, loaded):
+    with tracking.run(f"{name} seed {seed}", {"step": name}, resume or None) as run_id:
+        state = CHECKPOINTS / run_id
+        with checkpoint.hold(state):
+            loaded, goal = dataset_and_target(step, given)
+            training = train.start(step.Network(), recipe, loaded, seed, device)
+            same = provenance.fingerprint(name, recipe=recipe, target=goal, dataset=loaded, seed=seed, device=device)
+            click.echo(
+                f"{name}, seed {seed}: {training.classifier.parameters_count:,} parameters, {loaded.name}, "
+                f"{recipe.epochs} epochs on {device.type}"
+            )
+            if resume:
+                tracking.check_same(run_id, same)
+                go_on(training, state, run_id)
+            else:
+                tracking.log_start(same, training.classifier, recipe, goal, loaded, seed, device)
+            for row in train.fit(training, recipe, loaded):
+                checkpoint.save(training, state)  # before the store hears of it: what it has missed is logged on resume
+                tracking.log_epoch(row)
+                tqdm.write(report.epoch_line(row, recipe.epochs, loaded.split))
+            finish(step, name, seed, run_id, training, loaded, goal)
+        shutil.rmtree(state)
+
+
+def recipe_of(step: ModuleType, given: Mapping) -> Recipe:
+    """The step's recipe, with what the user gave in its place."""
+    fields = {field: given[field] for field in ("epochs", "batch_size", "lr")}
+    return replace(step.RECIPE, **{field: value for field, value in fields.items() if value is not None})
+
+
+def dataset_and_target(step: ModuleType, given: Mapping) -> tuple[data.Dataset, Target]:
+    """The dataset as the user wants it, and what a model must reach on it."""
+    loaded = data.load(given["dataset"], given["data_dir"] or None).hold_out(given["validation"])
+    accuracy = loaded.target_accuracy if given["target"] is None else given["target"]
+    return loaded, replace(step.TARGET, accuracy=accuracy)
+
+
+def taken_over(run_id: str, name: str, given: Mapping) -> dict:
+    """The parameters of the run that is resumed; what the user gave besides must agree with them."""
+    stored = tracking.settings(run_id, name)
+    for field, value in stored.items():
+        if given[field] not in (DEFAULTS.get(field), value):
+            raise ParameterError(f"{field} is {given[field]!r}: the run that is resumed has {value!r}")
+    return {**given, **stored}
+
+
+def go_on(training: train.Training, state: Path, run_id: str) -> None:
+    """Bring a fresh training to where the run's own one ended."""
+    for damage in checkpoint.restore(training, state):
+        click.echo(f"warning: {damage}; the state before it is used", err=True)
+    logged = tracking.logged_epochs(run_id)
+    for row in training.history:
+        if row["epoch"] not in logged:
             tracking.log_epoch(row)
-            tqdm.write(report.epoch_line(row, recipe.epochs, loaded.split))
-        finish(step, name, seed, run_id, training, loaded, goal)
+    click.echo(f"goes on after epoch {len(training.history)}")
 
 
 def finish(
@@ -169,7 +223,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (
         data.DataError,
         predict.PredictError,
+        checkpoint.CheckpointError,
         records.RecordError,
+        repeat.RepeatError,
         train.DivergedError,
         registry.VerificationError,
         MlflowException,

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from src.learning.evaluate import evaluate, percent
 from src.learning.kernels import fast_kernels
 from src.learning.recipe import ParameterError, Recipe
 
+DEVICES = ("auto", "cpu", "cuda")
 REPORT_EVERY = 50  # updates between two looks at the loss: a look makes a GPU wait
 AUGMENT_TOGETHER = 16  # batches; one large operation is faster than many small ones
 
@@ -51,8 +53,8 @@ def prepare(seed: int, device: str = "auto", threads: int | None = None) -> torc
 
     Raises ParameterError when the device or the number of threads cannot be had.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ParameterError(f"device is {device!r}: it takes one of auto, cpu, cuda")
+    if device not in DEVICES:
+        raise ParameterError(f"device is {device!r}: it takes one of {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ParameterError("device is 'cuda': this machine has no CUDA device; it takes cpu or auto")
     if device == "auto":
@@ -64,6 +66,11 @@ def prepare(seed: int, device: str = "auto", threads: int | None = None) -> torc
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     return torch.device(device)
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:

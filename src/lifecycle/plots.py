@@ -31,6 +31,22 @@ def curves(history: Sequence[Mapping[str, float]], target: float, split: str = "
     return figure
 
 
+def seeds(accuracies: Mapping[int, Sequence[float]], target: float, split: str = "test") -> Figure:
+    """Each seed's accuracy (percent) on `split` against the epoch, with the target line."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for seed, values in accuracies.items():
+        axes.plot(range(1, len(values) + 1), values, marker=".", alpha=0.8, label=f"seed {seed}")
+    axes.axhline(target, color="grey", linestyle="--", label=f"target {target:g} %")
+    lowest = min((min(values[1:] or values) for values in accuracies.values()), default=target)
+    axes.set_ylim(bottom=max(0, min(target, lowest) - 0.1), top=min(100.1, target + 0.5) if target < 100 else 100.1)
+    axes.set(xlabel="epoch", ylabel=f"{split} accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(ncols=2, fontsize="small")
+    return figure
+
+
 def confusion_matrix(counts: np.ndarray) -> Figure:
     """Counts (10, 10), true digits down, predicted digits across."""
     figure = Figure(figsize=(6, 5.5), layout="constrained")

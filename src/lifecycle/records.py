@@ -1,12 +1,13 @@
 """Measured records: from the store's finished runs to results/STEP.json, and from there to the README's words."""
 
+import ast
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
 
 import mlflow
-import yaml
 from mlflow.entities import Run
 
 FOLDER = Path(__file__).parents[2] / "results"
@@ -45,9 +46,7 @@ def write(step: str, epochs: int, full: int) -> Path:
 
 def _head(step: str, run: Run) -> dict:
     params, tags = run.data.params, run.data.tags
-    recipe = {
-        key.removeprefix("recipe."): yaml.safe_load(value) for key, value in params.items() if key.startswith("recipe.")
-    }
+    recipe = {key.removeprefix("recipe."): _value(text) for key, text in params.items() if key.startswith("recipe.")}
     return {
         "step": step,
         "parameters": int(run.data.metrics["parameters"]),
@@ -57,6 +56,13 @@ def _head(step: str, run: Run) -> dict:
         "machine": tags["machine"],
         "commit": tags["mlflow.source.git.commit"],
     }
+
+
+def _value(text: str) -> object:
+    """A parameter as it was before MLflow made text of it."""
+    with contextlib.suppress(ValueError, SyntaxError):
+        return ast.literal_eval(text)
+    return text
 
 
 def _run(seed: int, run: Run) -> dict:

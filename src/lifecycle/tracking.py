@@ -2,10 +2,8 @@
 
 import contextlib
 import copy
-import importlib.metadata
 import io
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,17 +15,21 @@ import pandas as pd
 import torch
 import torchsummary
 from filelock import FileLock
+from matplotlib.figure import Figure
+from mlflow.entities import Run
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from packaging.requirements import Requirement
 
 from src.learning.classifier import Classifier
 from src.learning.data import Dataset
 from src.learning.evaluate import Evaluation
-from src.learning.recipe import Recipe, Target
+from src.learning.recipe import ParameterError, Recipe, Target
 from src.lifecycle import plots
 from src.lifecycle.gate import Verdict, summarise
+from src.lifecycle.provenance import machine
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 MODEL_PACKAGES = ("mlflow", "numpy", "torch")  # what a registered model needs to answer
@@ -46,12 +48,17 @@ def connect() -> None:
 
 
 @contextlib.contextmanager
-def run(name: str, tags: Mapping[str, str]) -> Iterator[str]:
+def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterator[str]:
     """A run that ends FINISHED, KILLED or FAILED, as it truly did; yields its id.
 
-    Under `mlflow run` it is the run that MLflow has opened already.
+    Under `mlflow run` it is the run that MLflow has opened already; `resume` opens an earlier one instead, and the one
+    that `mlflow run` has opened says so.
     """
-    with mlflow.start_run() as active:
+    if resume and (opened := os.environ.get("MLFLOW_RUN_ID")):
+        client = mlflow.MlflowClient()
+        client.set_tag(opened, "mlflow.runName", f"resume of {name}")
+        client.set_tag(opened, "resumes", resume)
+    with mlflow.start_run(resume) as active:
         try:
             mlflow.set_tags({"mlflow.runName": name, **tags})
             yield active.info.run_id
@@ -68,16 +75,21 @@ def note_error(message: str) -> None:
 
 
 def log_start(
-    *, classifier: Classifier, recipe: Recipe, target: Target, dataset: Dataset, seed: int, device: torch.device
+    same: Mapping[str, str],
+    classifier: Classifier,
+    recipe: Recipe,
+    target: Target,
+    dataset: Dataset,
+    seed: int,
+    device: torch.device,
 ) -> None:
-    """What is known before training: parameters, dataset, layer table, versions and machine."""
+    """What is known before training: parameters, dataset, layer table, and its fingerprint (`same`) and machine."""
     mlflow.log_params({f"recipe.{name}": value for name, value in asdict(recipe).items()})
     mlflow.log_params({f"target.{name}": value for name, value in asdict(target).items()})
     validation = len(dataset.test_images) if dataset.split == "validation" else 0
     mlflow.log_params({"run.seed": seed, "run.dataset": dataset.name, "run.validation": validation})
     mlflow.log_params({"run.device": device.type, "run.threads": torch.get_num_threads()})
-    mlflow.set_tags({"dataset.digest": dataset.digest, "machine": machine(device)})
-    mlflow.set_tags({f"versions.{name}": version for name, version in versions().items()})
+    mlflow.set_tags({**same, "machine": machine(device)})
     for context, images, labels in (
         ("training", dataset.train_images, dataset.train_labels),
         (dataset.split, dataset.test_images, dataset.test_labels),
@@ -98,6 +110,63 @@ def log_start(
 def log_epoch(row: Mapping[str, float]) -> None:
     """An epoch's row, at step = epoch."""
     mlflow.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"]))
+
+
+def logged_epochs(run_id: str) -> set[int]:
+    """The epochs whose rows the store has."""
+    return {entry.step for entry in mlflow.MlflowClient().get_metric_history(run_id, "epoch_seconds")}
+
+
+def settings(run_id: str, step: str) -> dict[str, object]:
+    """What an unfinished run of the step was given, as the step's parameters: so that it can go on.
+
+    Raises ParameterError when there is nothing to go on with.
+    """
+    refusal = f"resume is {run_id!r}: it takes the id of an unfinished run of {step}, and "
+    try:
+        found = mlflow.get_run(run_id)
+    except mlflow.MlflowException as error:
+        raise ParameterError(f"{refusal}the store says: {error.message}") from None
+    if found.data.tags.get("step") != step:
+        raise ParameterError(f"{refusal}that is a run of {found.data.tags.get('step', 'no step')}")
+    if found.info.status == "FINISHED":
+        raise ParameterError(f"{refusal}that run is finished")
+    kinds = {
+        "run": {"seed": int, "dataset": str, "validation": int, "device": str, "threads": int},
+        "recipe": {"epochs": int, "batch_size": int, "lr": float},
+    }
+    stored = found.data.params
+    try:
+        given = {
+            field: kind(stored[f"{group}.{field}"]) for group, fields in kinds.items() for field, kind in fields.items()
+        }
+        return {**given, "target": float(stored["target.accuracy"])}
+    except KeyError as missing:
+        raise ParameterError(f"{refusal}that run ended before it had logged {missing}") from None
+
+
+def check_same(run_id: str, same: Mapping[str, str]) -> None:
+    """Raise ParameterError unless the run was begun with this fingerprint."""
+    tags = mlflow.get_run(run_id).data.tags
+    for name, value in same.items():
+        if tags.get(name) != value:
+            raise ParameterError(
+                f"resume is {run_id!r}: it takes a run of the same code, recipe, data and versions, and that run's "
+                f"{name} is {tags.get(name)}, now it is {value}"
+            )
+
+
+def find_same(same: Mapping[str, str]) -> Run | None:
+    """The newest finished run with this fingerprint, if there is one."""
+    clauses = [f"tags.`{name}` = '{value}'" for name, value in same.items()]
+    found = mlflow.search_runs(
+        filter_string=" and ".join([*clauses, "attributes.status = 'FINISHED'"]),
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+        search_all_experiments=True,
+        output_format="list",
+    )
+    return found[0] if found else None
 
 
 def log_end(
@@ -141,6 +210,37 @@ def log_end(
     return model
 
 
+def log_repeat(summary: Mapping[str, object], figure: Figure) -> None:
+    """What many seeds came to: the spread of each figure, the pass rate, and every seed by itself."""
+    mlflow.log_dict(dict(summary), "repeat.json")
+    mlflow.log_figure(figure, "seeds.png")
+    spreads = {f"{name}_{part}": value for name, parts in summary["spread"].items() for part, value in parts.items()}
+    counts = {name: summary[name] for name in ("seeds", "passed", "failed")}
+    rates = {
+        f"pass_rate{suffix}": value for suffix, value in zip(("", "_low", "_high"), summary["pass_rate"], strict=True)
+    }
+    mlflow.log_metrics({**spreads, **counts, **rates})
+
+
+def open_nested(parent: str, name: str) -> str:
+    """Open a run under the parent for another process to take over (by MLFLOW_RUN_ID); returns its id."""
+    client = mlflow.MlflowClient()
+    found = client.get_run(parent)
+    inherited = {
+        key: value for key, value in found.data.tags.items() if key.startswith(("mlflow.source.", "mlflow.user"))
+    }
+    tags = {**inherited, MLFLOW_PARENT_RUN_ID: parent}
+    return client.create_run(found.info.experiment_id, tags=tags, run_name=name).info.run_id
+
+
+def close(run_id: str, status: str, error: str) -> None:
+    """End a run whose process is gone, unless it ended itself."""
+    client = mlflow.MlflowClient()
+    if client.get_run(run_id).info.status == "RUNNING":
+        client.set_terminated(run_id, status)
+    client.set_tag(run_id, "error", error)
+
+
 def log_predictions(rows: Sequence[Mapping[str, object]], refused: Mapping[str, str], model_uri: str, model: Model):
     """The answers as a table, the files left out with their reasons, and which model gave the answers."""
     mlflow.set_tags({"model": model_uri, "model.id": model.model_id, "model.run_id": model.run_id})
@@ -182,20 +282,3 @@ def layer_table(network: torch.nn.Module) -> str:
     with torch.random.fork_rng(), contextlib.redirect_stdout(table):
         torchsummary.summary(twin, (1, 28, 28), device="cpu")
     return table.getvalue()
-
-
-def versions() -> dict[str, str]:
-    """Those that the figures depend on."""
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "mlflow")}
-    return {"python": platform.python_version(), **packages}
-
-
-def machine(device: torch.device) -> str:
-    """The processor in words, as "2 × AMD EPYC" or "NVIDIA H100"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} × {model}"

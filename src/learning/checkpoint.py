@@ -1,0 +1,99 @@
+"""Everything that a killed run needs to go on exactly: written whole or not at all, the last two epochs kept."""
+
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from src.learning.recipe import ParameterError
+from src.learning.train import Training
+
+KEPT = 2  # should the newest be damaged, the one before takes its place
+
+
+class CheckpointError(Exception):
+    """There is no state to go on from."""
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into `folder`; the system lets go of it when this one ends, however it ends.
+
+    Raises ParameterError when another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise ParameterError(f"resume is {folder.name!r}: that run is being trained by another process") from None
+
+
+def save(training: Training, folder: Path) -> None:
+    """Write the state after the last finished epoch to `folder`; a reader never sees half of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: part.state_dict() for name, part in _parts(training).items()} | {
+        "history": training.history,
+        "generator": training.generator.get_state(),
+        "random": torch.get_rng_state(),  # dropout draws from torch's own generators
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    unfinished = folder / "unfinished"
+    with unfinished.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(folder / f"epoch-{len(training.history):04}.pt")
+    for old in _newest_first(folder)[KEPT:]:
+        old.unlink()
+
+
+def restore(training: Training, folder: Path) -> list[str]:
+    """Bring a fresh training to the newest state in `folder` that is whole, its history and randomness included.
+
+    Returns a sentence on each damaged file that was passed over. Raises CheckpointError when no file is whole.
+    """
+    damaged = []
+    for file in _newest_first(folder):
+        if reason := _damage(file):
+            damaged.append(f"{file} is damaged: {reason}")
+            continue
+        device = training.classifier.mean.device
+        state = torch.load(file, map_location=device, weights_only=True)
+        for name, part in _parts(training).items():
+            part.load_state_dict(state[name])
+        training.history[:] = state["history"]
+        training.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["random"].cpu())
+        if device.type == "cuda":
+            torch.cuda.set_rng_state_all([random.cpu() for random in state["random_cuda"]])
+        return damaged
+    raise CheckpointError("; ".join(damaged) or f"there is no saved state in {folder}")
+
+
+def _parts(training: Training) -> dict:
+    parts = {
+        "classifier": training.classifier,
+        "optimizer": training.optimizer,
+        "scheduler": training.scheduler,
+        "average": training.average,
+    }
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("epoch-*.pt"), reverse=True)
+
+
+def _damage(file: Path) -> str | None:
+    """What is wrong with the file, if anything is: torch writes a zip archive, which has a checksum of each part."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()
+            return f"the checksum of {broken} is not the one it was written with" if broken else None
+    except (OSError, zipfile.BadZipFile) as error:
+        return str(error)

@@ -1,0 +1,81 @@
+"""A training that goes on from its saved state ends with the weights of one that was never interrupted."""
+
+import pytest
+import torch
+from conftest import SMALL_RECIPE, Small, train_small
+
+from src.learning import checkpoint, train
+
+
+def begin(dataset, seed=0):
+    device = train.prepare(seed, "cpu")
+    return train.start(Small(), SMALL_RECIPE, dataset, seed, device)
+
+
+def train_until(epoch, dataset, folder):
+    """Train so many epochs, each of them saved."""
+    training = begin(dataset)
+    for row in train.fit(training, SMALL_RECIPE, dataset):
+        checkpoint.save(training, folder)
+        if row["epoch"] == epoch:
+            return training
+    return training
+
+
+def without_times(history):
+    return [
+        {name: value for name, value in row.items() if name not in ("epoch_seconds", "images_per_second")}
+        for row in history
+    ]
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 4])
+def test_it_goes_on_bit_for_bit(epoch, digits, tmp_path):
+    train_until(epoch, digits, tmp_path)
+    torch.rand(7)  # another process's random numbers are elsewhere
+    training = begin(digits, seed=99)
+    assert checkpoint.restore(training, tmp_path) == []
+    assert len(training.history) == epoch
+    rows = list(train.fit(training, SMALL_RECIPE, digits))
+    assert [row["epoch"] for row in rows] == list(range(epoch + 1, SMALL_RECIPE.epochs + 1))
+    whole = train_small(digits)
+    for name, value in whole.result.state_dict().items():
+        assert torch.equal(value, training.result.state_dict()[name]), name
+    assert without_times(training.history) == without_times(whole.history)
+
+
+def test_the_last_two_are_kept(digits, tmp_path):
+    train_until(4, digits, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["epoch-0003.pt", "epoch-0004.pt"]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_a_damaged_state_gives_way_to_the_one_before(damage, digits, tmp_path):
+    train_until(3, digits, tmp_path)
+    file = tmp_path / "epoch-0003.pt"
+    content = bytearray(file.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    file.write_bytes({"flipped": content, "cut": content[: len(content) // 2], "empty": b""}[damage])
+    training = begin(digits)
+    (sentence,) = checkpoint.restore(training, tmp_path)
+    assert sentence.startswith(f"{file} is damaged: ")
+    assert len(training.history) == 2
+
+
+def test_nothing_to_go_on_from(digits, tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="there is no saved state in"):
+        checkpoint.restore(begin(digits), tmp_path)
+
+
+def test_a_save_that_is_cut_off_leaves_the_one_before(digits, tmp_path, monkeypatch):
+    training = train_until(2, digits, tmp_path)
+
+    def cut_off(state, file):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", cut_off)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(training, tmp_path)
+    assert checkpoint.restore(begin(digits), tmp_path) == []
