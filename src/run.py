@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -147,7 +146,6 @@ def train_step(name: str, *, resume: str, **given) -> None:
                 tracking.log_epoch(row)
                 tqdm.write(report.epoch_line(row, recipe.epochs, loaded.split))
             finish(step, name, seed, run_id, training, loaded, goal)
-        shutil.rmtree(state)
 
 
 def recipe_of(step: ModuleType, given: Mapping) -> Recipe:

@@ -49,6 +49,7 @@ def store(empty_database, tmp_path, monkeypatch):
     shutil.copy(empty_database, database)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.chdir(tmp_path)  # what a run leaves behind
     mlflow.set_tracking_uri(f"sqlite:///{database}")
     yield mlflow.MlflowClient()
     while mlflow.active_run():

@@ -120,6 +120,38 @@ def test_a_bad_parameter_is_a_failed_run(project, trained, parameters, message):
     assert message in f"error: {run.data.tags['error']}"
 
 
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(project, trained):
+    command = [sys.executable, "-m", "src.run", "step4", "--dataset", "digits", "--seed", "0"]
+    process = subprocess.Popen(command, cwd=project.folder, env=project.environment, stdout=subprocess.DEVNULL)
+    checkpoints = project.folder / "checkpoints"
+    while not list(checkpoints.glob("*/epoch-0004.pt")):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    (state,) = checkpoints.iterdir()
+    refused = project.command(*command, "--lr", "0.3", "--resume", state.name)
+    assert refused.returncode == 2
+    assert refused.stderr == "error: lr is 0.3: the run that is resumed has 0.15\n"
+
+    done = project.mlflow_run("step4", resume=state.name)
+    assert done.returncode == 0, done.stderr
+    assert "goes on after epoch" in done.stdout
+    whole = next(run for run in project.runs() if run.data.params.get("dataset") == "digits")
+    client = project.client()
+    assert client.get_run(state.name).info.status == "FINISHED"
+    for metric in ("train_loss", "test_loss", "learning_rate"):
+        histories = [
+            {entry.step: entry.value for entry in client.get_metric_history(run_id, metric)}
+            for run_id in (state.name, whole.info.run_id)
+        ]
+        assert histories[0] == histories[1]
+    assert not state.exists()
+
+    again = project.mlflow_run("step4", resume=state.name)
+    assert again.returncode != 0
+    assert "and that run is finished" in again.stderr
+
+
 def test_an_environment_built_from_nothing_but_conda_yaml(tmp_path):
     """The whole lifecycle once more, in a folder and an environment of its own."""
     project = Project(tmp_path / "project")

@@ -66,6 +66,10 @@ def test_a_bad_value(name, value, message, capsys, store):
         (["step2", "stray"], "unexpected extra argument"),
         (["predict"], "Missing option '--images'"),
         (["record", "--step", "step9"], "'step9' is not one of"),
+        (["repeat", "--step", "step9"], "'step9' is not one of"),
+        (["repeat", "--seeds", "0"], "seeds is 0: it takes a whole number at least 1"),
+        (["repeat", "--jobs", "two"], "jobs is 'two': it takes a whole number at least 1"),
+        (["repeat", "--reuse", "maybe"], "'maybe' is not a valid boolean"),
     ],
 )
 def test_a_bad_command(arguments, message, capsys):
@@ -125,6 +129,40 @@ def test_a_diverging_run_fails_and_registers_nothing(store, capsys):
     assert "training diverged: the loss of epoch" in line
     assert run_status(store) == [("step2 seed 0", "FAILED")]
     assert list(store.search_registered_models()) == []
+
+
+def test_a_run_that_cannot_be_resumed(store, capsys):
+    assert refused(capsys, "step2", "--resume", "no-run")[0] == 2
+    assert store.search_runs(["0"]) == []
+    with run.tracking.run("step3 seed 0", {"step": "step3"}) as other:
+        pass
+    code, line = refused(capsys, "step2", "--resume", other)
+    assert code == 2
+    assert line.endswith("it takes the id of an unfinished run of step2, and that is a run of step3")
+    code, line = refused(capsys, "step3", "--resume", other)
+    assert line.endswith("and that run is finished")
+    store.update_run(other, "FAILED")
+    code, line = refused(capsys, "step3", "--resume", other)
+    assert line.endswith("and that run ended before it had logged 'run.seed'")
+
+
+def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.train, "fit", killed)
+        refused(capsys, "step2", "--dataset", "digits")
+    (begun,) = store.search_runs(["0"])
+    code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
+    assert (code, line) == (1, f"there is no saved state in {run.CHECKPOINTS / begun.info.run_id}")
+    store.set_tag(begun.info.run_id, "code.digest", "another")
+    code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
+    assert code == 2
+    assert "that run's code.digest is another, now it is" in line
+    with run.checkpoint.hold(run.CHECKPOINTS / begun.info.run_id):
+        code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
+    assert (code, line) == (2, f"resume is {begun.info.run_id!r}: that run is being trained by another process")
 
 
 def test_a_predict_that_can_read_nothing_is_a_failed_run(store, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Everything that a killed run needs to go on exactly: written whole or not at all, the last two epochs kept."""
 
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,14 @@ class CheckpointError(Exception):
 def hold(folder: Path) -> Iterator[None]:
     """Keep other processes from training into `folder`; the system lets go of it when this one ends, however it ends.
 
+    What was saved in it is removed once all went well: then there is nothing to go on from.
     Raises ParameterError when another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):
             yield
+            shutil.rmtree(folder)
     except Timeout:
         raise ParameterError(f"resume is {folder.name!r}: that run is being trained by another process") from None
 
