@@ -8,6 +8,7 @@ run, and is not trained again; results/step4-search.md is written from it.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -23,29 +24,39 @@ RUNS = Path(__file__).parents[1] / "results" / "step4-search.jsonl"
 TABLE = RUNS.with_suffix(".md")
 
 
-def block(before: int, after: int) -> list[nn.Module]:
-    return [nn.Conv2d(before, after, 3, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-
-
 class Shape(nn.Module):
     """The study's shape: 3×3 convolutions on large maps, one pool, 3×3 convolutions down to a 4×4 map, its average.
 
-    `first`: channels before the pool, the last of them by a 1×1 convolution; `then`: channels after it;
-    `mix`: a 1×1 convolution 10→10 at the end.
+    `first`: channels before the pool, the last of them by a 1×1 convolution (0: none); `then`: channels after it;
+    `mix`: whether a 1×1 convolution makes the logits of the average, or the last 3×3 convolution does.
     """
 
-    def __init__(self, first: tuple[int, ...], then: tuple[int, ...], mix: bool = True):
+    def __init__(
+        self,
+        first: tuple[int, ...],
+        then: tuple[int, ...],
+        mix: bool = True,
+        activation: type[nn.Module] = nn.ReLU,
+        pool: type[nn.Module] = nn.MaxPool2d,
+    ):
         super().__init__()
         *threes, one = first
-        layers = [layer for pair in zip((1, *threes), threes, strict=False) for layer in block(*pair)]
+        layers = []
+
+        def block(before: int, after: int) -> None:
+            layers.extend([nn.Conv2d(before, after, 3, bias=False), nn.BatchNorm2d(after), activation()])
+
+        for before, after in pairwise((1, *threes)):
+            block(before, after)
         if one:
-            layers += [nn.Conv2d(threes[-1], one, 1, bias=False)]
-        layers += [nn.MaxPool2d(2)]
-        channels = (one or threes[-1], *then)
-        layers += [layer for pair in zip(channels, then, strict=False) for layer in block(*pair)]
-        layers += [nn.AvgPool2d(4), nn.Conv2d(then[-1], 10, 1, bias=False)] if mix else [nn.AvgPool2d(4)]
-        if not mix:  # the last convolution gives the logits
-            layers = [*layers[:-3], nn.AvgPool2d(4)]
+            layers.append(nn.Conv2d(threes[-1], one, 1, bias=False))
+        layers.append(pool(2))
+        for before, after in pairwise((one or threes[-1], *then)):
+            block(before, after)
+        if mix:
+            layers += [nn.AvgPool2d(4), nn.Conv2d(then[-1], 10, 1, bias=False)]
+        else:
+            layers[-2:] = [nn.AvgPool2d(4)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,7 +81,12 @@ class Candidate:
     first: tuple[int, ...]
     then: tuple[int, ...]
     mix: bool = True
+    activation: type[nn.Module] = nn.ReLU
+    pool: type[nn.Module] = nn.MaxPool2d
     recipe: Recipe = RECIPE
+
+    def network(self) -> Shape:
+        return Shape(self.first, self.then, self.mix, self.activation, self.pool)
 
 
 WIDE = Candidate((4, 8, 16), (14, 14, 14, 10))
@@ -91,12 +107,18 @@ CANDIDATES = {
     "wide, 10 epochs, batch 128, lr 0.3": variant(WIDE, epochs=10, batch_size=128, lr=0.3),
     "wide, rotation 10, shift 0.03": variant(WIDE, rotation=10, shift=0.03),
     "wide, weight decay 5e-4": variant(WIDE, weight_decay=5e-4),
-    "wide, lr 0.3": variant(WIDE, lr=0.3),
-    "wide, 10 epochs": variant(WIDE, epochs=10),
-    "wide, scale 0.1": variant(WIDE, scale=0.1),
-    "more before the pool": Candidate((6, 10, 16), (13, 13, 13, 10)),
-    "wide, label smoothing 0.05": variant(WIDE, label_smoothing=0.05),
-    "wide, averaging 1": variant(WIDE, averaging=1),
+    "wide, weight decay 1e-3": variant(WIDE, weight_decay=1e-3),
+    "wide, weight decay 5e-4, batch 128, lr 0.3": variant(WIDE, weight_decay=5e-4, batch_size=128, lr=0.3),
+    "wide, weight decay 5e-4, 10 epochs": variant(WIDE, weight_decay=5e-4, epochs=10),
+    "12 channels, weight decay 5e-4": variant(Candidate((4, 8, 12), (12, 12, 12, 10)), weight_decay=5e-4),
+    "no 1×1 before the pool, weight decay 5e-4": variant(Candidate((4, 8, 0), (12, 12, 12, 10)), weight_decay=5e-4),
+    "wide, weight decay 5e-4, SiLU": variant(replace(WIDE, activation=nn.SiLU), weight_decay=5e-4),
+    "wide, weight decay 5e-4, rotation 10, shift 0.03": variant(WIDE, weight_decay=5e-4, rotation=10, shift=0.03),
+    "14 channels to the average, weight decay 5e-4": variant(
+        Candidate((4, 8, 14), (14, 14, 14, 14)), weight_decay=5e-4
+    ),
+    "wide, weight decay 5e-4, average pool": variant(replace(WIDE, pool=nn.AvgPool2d), weight_decay=5e-4),
+    "small, weight decay 5e-4": variant(SMALL, weight_decay=5e-4),
 }
 
 
@@ -105,8 +127,7 @@ def measure(name: str, seed: int, threads: int) -> dict:
     candidate = CANDIDATES[name]
     device = train.prepare(seed, "cpu", threads)
     dataset = data.load("mnist").hold_out(SLICE)
-    network = Shape(candidate.first, candidate.then, candidate.mix)
-    training = train.start(network, candidate.recipe, dataset, seed, device)
+    training = train.start(candidate.network(), candidate.recipe, dataset, seed, device)
     rows = list(train.fit(training, candidate.recipe, dataset))
     return {
         "candidate": name,

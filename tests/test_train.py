@@ -103,6 +103,14 @@ def test_the_moving_average(some_digits):
         torch.testing.assert_close(training.result.network.layers[0].weight, expected)
 
 
+def test_the_average_is_taken_every_few_updates_and_at_the_end(some_digits, monkeypatch):
+    seen = []
+    update = train.AveragedModel.update_parameters
+    monkeypatch.setattr(train.AveragedModel, "update_parameters", lambda *a: seen.append(None) or update(*a))
+    train_small(some_digits, Recipe(epochs=1, batch_size=24, averaging=1))  # 6 updates
+    assert len(seen) == 2
+
+
 def test_without_averaging_the_result_is_the_classifier_itself(some_digits):
     training = train_small(some_digits, Recipe(epochs=1))
     assert training.result is training.classifier

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.learning.classifier import Classifier
+from src.learning.kernels import fast_kernels
 
 BATCH = 1000  # images at once; it changes the speed, not the result
 
@@ -57,7 +58,8 @@ def evaluate(classifier: Classifier, images: Tensor, labels: Tensor) -> Evaluati
     """
     training = classifier.training
     classifier.eval()
-    logits = torch.cat([classifier.logits(batch) for batch in images.split(BATCH)])  # (N, 10)
+    with fast_kernels(classifier):
+        logits = torch.cat([classifier.logits(batch) for batch in images.split(BATCH)])  # (N, 10)
     classifier.train(training)
     loss = F.cross_entropy(logits, labels).item()
     return Evaluation(labels.cpu(), logits.softmax(1).cpu(), loss)

@@ -14,26 +14,38 @@ SMALLEST_SIDE = 16
 
 @contextmanager
 def fast_kernels(network: nn.Module) -> Iterator[None]:
-    """While this lasts, the network's layers compute in their fastest way, on a CPU; what they compute is the same."""
+    """While this lasts, the network's layers compute in their fastest way, on a CPU; what they compute is the same.
+
+    A network on another device is left as it is.
+    """
     with ExitStack() as undo:
-        for layer in network.modules():
-            if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-                undo.callback(layer.register_forward_pre_hook(_channels_last).remove)
-            elif isinstance(layer, nn.BatchNorm2d):
-                undo.callback(layer.register_forward_pre_hook(_channels_apart).remove)
-            elif isinstance(layer, nn.Dropout):
-                layer.forward = partial(_dropout, layer)
-                undo.callback(delattr, layer, "forward")
+        if all(parameter.device.type == "cpu" for parameter in network.parameters()):
+            for layer in network.modules():
+                if compute := FAST.get(type(layer)):
+                    layer.forward = partial(compute, layer)
+                    undo.callback(delattr, layer, "forward")
         yield
 
 
-def _channels_last(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    large = inputs[0].shape[-1] >= SMALLEST_SIDE
-    return (_ToLayout.apply(inputs[0], torch.channels_last),) if large else inputs
+def _convolution(layer: nn.Conv2d, values: Tensor) -> Tensor:
+    return nn.Conv2d.forward(layer, _channels_last(values))
 
 
-def _channels_apart(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return inputs if inputs[0].is_contiguous() else (_ToLayout.apply(inputs[0], torch.contiguous_format),)
+def _max_pool(layer: nn.MaxPool2d, values: Tensor) -> Tensor:
+    return nn.MaxPool2d.forward(layer, _channels_last(values))
+
+
+def _batch_norm(layer: nn.BatchNorm2d, values: Tensor) -> Tensor:
+    if not values.is_contiguous():
+        values = _ToLayout.apply(values, torch.contiguous_format)
+    return nn.BatchNorm2d.forward(layer, values)
+
+
+def _channels_last(values: Tensor) -> Tensor:
+    large = values.shape[-1] >= SMALLEST_SIDE
+    if large and not values.is_contiguous(memory_format=torch.channels_last):
+        return _ToLayout.apply(values, torch.channels_last)
+    return values
 
 
 class _ToLayout(torch.autograd.Function):
@@ -57,3 +69,6 @@ def _dropout(layer: nn.Dropout, values: Tensor) -> Tensor:
     bits = draws.view(torch.int16)[: values.numel()].view_as(values)  # uniform in ±2¹⁵
     keep = bits >= round((layer.p - 0.5) * 2**16)
     return values * (keep * (1 / (1 - layer.p)))
+
+
+FAST = {nn.Conv2d: _convolution, nn.MaxPool2d: _max_pool, nn.BatchNorm2d: _batch_norm, nn.Dropout: _dropout}
