@@ -41,7 +41,7 @@ check: setup
 	ruff format --check .
 
 bench: setup
-	python -m benchmarks.epoch $(ARGS)
+	python -m benchmarks $(ARGS)
 
 lock: setup
 	uv pip compile --quiet --universal --python-version 3.11 requirements.in --output-file requirements.txt

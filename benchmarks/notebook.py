@@ -53,9 +53,14 @@ class Pictures(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def train_epoch(network: nn.Module, pictures: Pictures, batch_size: int, workers: int) -> float:
-    """Train one epoch with SGD, images loaded by so many processes; returns the accuracy (percent) inside the epoch."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+def optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+
+
+def train_epoch(
+    network: nn.Module, optimizer: torch.optim.Optimizer, pictures: Pictures, batch_size: int, workers: int = 0
+) -> float:
+    """Train one epoch, loading images by so many processes (0: by this one); returns its accuracy in percent."""
     network.train()
     correct = 0
     context = "fork" if workers else None  # what the notebook's Linux does by itself

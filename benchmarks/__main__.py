@@ -1,0 +1,37 @@
+"""`make bench`: this project against the notebook's way, in one run; the figures are kept in results/benchmark.json."""
+
+import json
+import os
+from pathlib import Path
+
+import click
+import torch
+
+from benchmarks import epoch, overhead, target
+from src.lifecycle.provenance import machine, versions
+
+PARTS = {"epoch": epoch.measure, "target": target.measure, "overhead": overhead.measure}
+RESULT = Path(__file__).parents[1] / "results" / "benchmark.json"
+
+
+@click.command()
+@click.option("--part", "parts", type=click.Choice(tuple(PARTS)), multiple=True, help="this part alone  [default: all]")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="of each measurement")
+@click.option("--keep/--no-keep", default=True, show_default=True, help="write results/benchmark.json")
+def main(parts: tuple[str, ...], repeats: int, keep: bool) -> None:
+    """Time an epoch (some minutes), the way to the target (half an hour), and what is not training (some minutes)."""
+    click.echo(f"{machine(torch.device('cpu'))}, load {os.getloadavg()[0]:.1f}: other work beside this one spoils it")
+    for part in parts or PARTS:
+        click.echo(f"{part}:")
+        measured = PARTS[part](repeats)
+        if keep:
+            kept = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+            same = {"machine": machine(torch.device("cpu")), "versions": versions()}
+            if any(kept.get(name) != value for name, value in same.items()):
+                kept = {}  # figures of another machine are not mixed with this one's
+            RESULT.write_text(json.dumps(kept | measured | same, indent=1) + "\n")
+            click.echo(f"kept in {RESULT}")
+
+
+if __name__ == "__main__":
+    main()
