@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
 
-.PHONY: setup $(STEPS) predict ui serve test quick check bench lock
+.PHONY: setup $(STEPS) repeat predict ui serve test quick check bench lock
 
 setup: .venv/.installed
 
@@ -20,6 +20,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 $(STEPS): setup
 	mlflow run . -e $@ --env-manager local $(ARGS)
+
+repeat: setup
+	mlflow run . -e repeat --env-manager local $(ARGS)
 
 predict: setup
 	mlflow run . -e predict --env-manager local -P images='$(IMAGES)'

@@ -2,14 +2,16 @@
 
 Every candidate is trained on MNIST's training images less a fixed slice of 5,000, and measured on that slice, over
 several seeds; the test images are never looked at. What was measured is kept in results/step4-search.jsonl, a line a
-run, and is not trained again; results/step4-search.md is written from it.
+run, and is not trained again; results/step4-search.md has it as a table, with what followed from it.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean, median
 
 import click
 from joblib import Parallel, delayed
@@ -18,10 +20,10 @@ from tqdm import tqdm
 
 from src.learning import data, train
 from src.learning.recipe import Recipe
+from src.lifecycle.records import spread
 
 SLICE = 5000
 RUNS = Path(__file__).parents[1] / "results" / "step4-search.jsonl"
-TABLE = RUNS.with_suffix(".md")
 
 
 class Shape(nn.Module):
@@ -85,11 +87,20 @@ class Candidate:
     pool: type[nn.Module] = nn.MaxPool2d
     recipe: Recipe = RECIPE
 
+    def __str__(self) -> str:
+        *threes, one = self.first
+        before = "→".join(map(str, (1, *threes))) + (f", 1×1→{one}" if one else "")
+        other = [kind.__name__ for kind in (self.activation, self.pool) if kind not in (nn.ReLU, nn.MaxPool2d)]
+        end = "average, 1×1→10" if self.mix else "average"
+        return ", ".join([before, "pool", "→".join(map(str, self.then)), end, *other])
+
     def network(self) -> Shape:
         return Shape(self.first, self.then, self.mix, self.activation, self.pool)
 
 
 WIDE = Candidate((4, 8, 16), (14, 14, 14, 10))
+TWELVE = Candidate((4, 8, 12), (12, 12, 12, 10))
+BARE = Candidate((4, 8, 0), (12, 12, 12, 10))
 SMALL = Candidate((4, 8, 10), (10, 10, 10, 10))
 
 
@@ -98,27 +109,31 @@ def variant(candidate: Candidate, **changes) -> Candidate:
     return replace(candidate, recipe=replace(candidate.recipe, **changes))
 
 
+def decayed(candidate: Candidate, **changes) -> Candidate:
+    """The candidate with the recipe that turned out to be the best of the first ones, and changes to it."""
+    return variant(candidate, **{"weight_decay": 5e-4, "batch_size": 128, "lr": 0.3, **changes})
+
+
 CANDIDATES = {
     "wide": WIDE,
     "small": SMALL,
-    "no 1×1 before the pool": Candidate((4, 8, 0), (12, 12, 12, 10)),
-    "12 channels": Candidate((4, 8, 12), (12, 12, 12, 10)),
+    "bare": BARE,
+    "12 channels": TWELVE,
     "small, last convolution gives the logits": replace(SMALL, mix=False),
     "wide, 10 epochs, batch 128, lr 0.3": variant(WIDE, epochs=10, batch_size=128, lr=0.3),
     "wide, rotation 10, shift 0.03": variant(WIDE, rotation=10, shift=0.03),
     "wide, weight decay 5e-4": variant(WIDE, weight_decay=5e-4),
     "wide, weight decay 1e-3": variant(WIDE, weight_decay=1e-3),
-    "wide, weight decay 5e-4, batch 128, lr 0.3": variant(WIDE, weight_decay=5e-4, batch_size=128, lr=0.3),
-    "wide, weight decay 5e-4, 10 epochs": variant(WIDE, weight_decay=5e-4, epochs=10),
-    "12 channels, weight decay 5e-4": variant(Candidate((4, 8, 12), (12, 12, 12, 10)), weight_decay=5e-4),
-    "no 1×1 before the pool, weight decay 5e-4": variant(Candidate((4, 8, 0), (12, 12, 12, 10)), weight_decay=5e-4),
-    "wide, weight decay 5e-4, SiLU": variant(replace(WIDE, activation=nn.SiLU), weight_decay=5e-4),
-    "wide, weight decay 5e-4, rotation 10, shift 0.03": variant(WIDE, weight_decay=5e-4, rotation=10, shift=0.03),
-    "14 channels to the average, weight decay 5e-4": variant(
-        Candidate((4, 8, 14), (14, 14, 14, 14)), weight_decay=5e-4
-    ),
-    "wide, weight decay 5e-4, average pool": variant(replace(WIDE, pool=nn.AvgPool2d), weight_decay=5e-4),
-    "small, weight decay 5e-4": variant(SMALL, weight_decay=5e-4),
+    "wide, decayed": decayed(WIDE),
+    "wide, decayed, 10 epochs": decayed(WIDE, epochs=10),
+    "small, decayed": decayed(SMALL),
+    "bare, decayed": decayed(BARE),
+    "12 channels, decayed": decayed(TWELVE),
+    "wide, decayed, weight decay 1e-3": decayed(WIDE, weight_decay=1e-3),
+    "bare, decayed, 10 epochs": decayed(BARE, epochs=10),
+    "wide, decayed, lr 0.5": decayed(WIDE, lr=0.5),
+    "wide, decayed, SiLU": decayed(replace(WIDE, activation=nn.SiLU)),
+    "12 channels, decayed, 10 epochs": decayed(TWELVE, epochs=10),
 }
 
 
@@ -145,12 +160,42 @@ def kept() -> Iterator[dict]:
         yield from map(json.loads, RUNS.read_text().splitlines())
 
 
+def table() -> str:
+    """What was measured, the best first: validation accuracy in percent as mean ± standard deviation over the seeds."""
+    lines = [
+        "| candidate | network | parameters | recipe, where it differs | final | lowest of the last five | seeds "
+        "| s an epoch |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    runs = defaultdict(list)
+    for line in kept():
+        runs[line["candidate"]].append(line)
+    means = {name: mean(line["validation_accuracy"][-1] for line in found) for name, found in runs.items()}
+    for name in sorted(runs, key=means.get, reverse=True):
+        found, candidate = runs[name], CANDIDATES[name]
+        final = spread([line["validation_accuracy"][-1] for line in found])
+        lowest = spread([min(line["validation_accuracy"][-5:]) for line in found])
+        seconds = median(second for line in found for second in line["seconds"])
+        changes = [
+            f"{field} {value:g}" for field, value in asdict(candidate.recipe).items() if value != getattr(RECIPE, field)
+        ]
+        lines.append(
+            f"| {name} | {candidate} | {found[0]['parameters']:,} | {', '.join(changes) or '–'} | {final} | {lowest} "
+            f"| {len(found)} | {seconds:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 @click.command()
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="of each candidate")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="processes, a thread each")
+@click.option("--show", is_flag=True, help="print the table of what was measured, and measure nothing")
 @click.argument("names", nargs=-1)
-def main(seeds: int, jobs: int, names: tuple[str, ...]) -> None:
+def main(seeds: int, jobs: int, show: bool, names: tuple[str, ...]) -> None:
     """Measure the candidates NAMES (all of them when none is named) that are not measured yet."""
+    if show:
+        click.echo(table(), nl=False)
+        return
     done = {(line["candidate"], line["seed"]) for line in kept()}
     wanted = [(name, seed) for name in names or CANDIDATES for seed in range(seeds)]
     missing = [pair for pair in wanted if pair not in done]

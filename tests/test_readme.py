@@ -60,7 +60,8 @@ def adapted(block: str) -> str:
     """The block as it can be run within a test."""
     block = re.sub(r"^make test$", "make --dry-run test", block, flags=re.M)
     block = re.sub(r"^make (step\d)$", r'make \1 ARGS="-P dataset=digits"', block, flags=re.M)
-    return re.sub(r"^(.*mlflow run \. -e step\d .*)$", r"\1 -P dataset=digits -P epochs=2", block, flags=re.M)
+    block = block.replace("-P seeds=10", "-P seeds=2")
+    return re.sub(r"^(.*mlflow run \. -e (step\d|repeat) .*)$", r"\1 -P dataset=digits -P epochs=2", block, flags=re.M)
 
 
 def wait_for(port: int, process: subprocess.Popen) -> None:

@@ -1,0 +1,70 @@
+"""The benchmarks' own arithmetic, and that the loops they compare learn; no time is tested."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks import epoch, notebook, search, target
+from steps import step4
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "first"),
+    [
+        ([99.0, 99.4, 99.5], 2),
+        ([99.4, 99.4], 1),
+        ([99.5, 99.3, 99.4], 3),
+        ([99.5, 99.5, 99.39], None),
+    ],
+)
+def test_when_the_target_holds_for_good(accuracies, first):
+    assert target.holds_from(accuracies, 99.4) == first
+
+
+def test_the_published_network_has_its_parameters():
+    assert sum(parameter.numel() for parameter in notebook.Published().parameters()) == 9_300
+
+
+def test_operations_of_a_batch():
+    """Multiply-adds of each convolution by hand, twice (multiply, add), forward, and backward for weights and input."""
+    sizes = [  # maps out, kernel, channels in, channels out
+        (26, 3, 1, 4), (24, 3, 4, 8), (24, 1, 8, 16), (10, 3, 16, 16), (10, 1, 16, 16), (8, 3, 16, 16), (6, 3, 16, 16),
+        (4, 3, 16, 10), (1, 1, 10, 10),
+    ]  # fmt: skip
+    products = [side**2 * kernel**2 * before * after for side, kernel, before, after in sizes]
+    assert epoch.operations(64) == 64 * 2 * (3 * sum(products) - products[0])  # the pixels need no gradient
+
+
+def test_the_notebooks_loop_learns(digits):
+    torch.manual_seed(0)
+    network, pictures = notebook.Published(), notebook.Pictures(digits, rotation=7)
+    optimizer = notebook.optimizer(network)
+    accuracies = [notebook.train_epoch(network, optimizer, pictures, batch_size=16) for _ in range(3)]
+    assert accuracies[-1] > max(80, accuracies[0])
+
+
+def test_the_search_kept_what_its_page_shows():
+    assert search.table() in (ROOT / "results" / "step4-search.md").read_text()
+    for line in search.kept():
+        assert line["candidate"] in search.CANDIDATES
+        assert len(line["validation_accuracy"]) == search.CANDIDATES[line["candidate"]].recipe.epochs
+
+
+def test_step4_is_a_candidate_of_the_search():
+    """Its network, layer for layer, and its recipe."""
+    layers = [str(layer) for layer in step4.Network().layers]
+    found = [name for name, candidate in search.CANDIDATES.items() if candidate.recipe == step4.RECIPE
+             and [str(layer) for layer in candidate.network().layers] == layers]  # fmt: skip
+    assert len(found) == 1
+    assert found[0] in {line["candidate"] for line in search.kept()}
+
+
+def test_a_kept_benchmark_says_what_it_was_measured_on():
+    kept = json.loads((ROOT / "results" / "benchmark.json").read_text())
+    for name in ("epoch_speedup", "time_to_target_speedup", "overhead_seconds"):
+        assert len(kept[name]["repeats"]) >= 1
+        assert kept[name]["median"] > 0
+    assert kept["machine"]
+    assert kept["versions"]["torch"]
