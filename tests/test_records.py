@@ -15,7 +15,7 @@ def finished_run(seed, accuracies, *, epochs=None, dataset="mnist", validation=0
         mlflow.set_tags({"step": "step2", "dataset.digest": "abc", "machine": "2 × CPU", "versions.torch": "2"})
         mlflow.set_tag("mlflow.source.git.commit", "c0ffee")
         mlflow.log_params({"recipe.lr": lr, "recipe.epochs": epochs or len(accuracies), "recipe.nesterov": False})
-        mlflow.log_params({"run.seed": seed, "run.dataset": dataset, "run.validation": validation})
+        mlflow.log_params({"run.seed": seed, "run.dataset": dataset, "run.validation": validation, "run.threads": 2})
         mlflow.log_metric("parameters", 12_584)
         for epoch, accuracy in enumerate(accuracies, start=1):
             values = {"train_accuracy": accuracy - 1, "test_accuracy": accuracy, "epoch_seconds": 2.0 * epoch}
@@ -47,6 +47,7 @@ def test_the_newest_finished_full_run_of_each_seed(store, folder):
         "recipe": {"epochs": 2, "lr": 0.01, "nesterov": False},
         "versions": {"torch": "2"},
         "machine": "2 × CPU",
+        "threads": 2,
         "commit": "c0ffee",
         "runs": [
             {"seed": 0, "train_accuracy": [98.0, 98.5], "test_accuracy": [99.0, 99.5], "seconds": [2.0, 4.0]},
@@ -76,7 +77,7 @@ def test_nothing_to_record(store, folder):
 
 def test_figures():
     runs = [{"test_accuracy": [99.0, 99.4, 99.5, 99.6, 99.4, 99.5], "seconds": [1, 2, 3, 4, 5, 6]}]
-    record = {"parameters": 1234, "machine": "m", "versions": {"torch": "2"}, "runs": runs}
+    record = {"parameters": 1234, "machine": "m", "threads": 1, "versions": {"torch": "2"}, "runs": runs}
     figures = records.figures(record)
     assert (figures["final"], figures["best"], figures["streak"], figures["at_target"]) == (
         "99.50",

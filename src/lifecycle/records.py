@@ -54,6 +54,7 @@ def _head(step: str, run: Run) -> dict:
         "recipe": dict(sorted(recipe.items())),
         "versions": {key.removeprefix("versions."): tags[key] for key in sorted(tags) if key.startswith("versions.")},
         "machine": tags["machine"],
+        "threads": int(params["run.threads"]),
         "commit": tags["mlflow.source.git.commit"],
     }
 
@@ -93,6 +94,7 @@ def figures(record: Mapping, target: float = 99.4) -> dict[str, str]:
         "at_target": spread([sum(value >= target for value in run) for run in accuracies], "{:.0f}"),
         "seconds": f"{sorted(seconds)[len(seconds) // 2]:.1f}",
         "machine": record["machine"],
+        "threads": f"{record['threads']} thread{'s' if record['threads'] != 1 else ''}",
     }
 
 
@@ -110,7 +112,7 @@ def sentence(record: Mapping) -> str:
     return (
         f"{figure['final']} % of the test images at the end, best epoch {figure['best']} %, lowest of the last five "
         f"{figure['streak']} %, {figure['at_target']} of {figure['epochs']} epochs at or above 99.4 %; {seeds}, "
-        f"{figure['seconds']} s an epoch on {figure['machine']}, torch {record['versions']['torch']}."
+        f"{figure['seconds']} s an epoch by {figure['threads']} on {figure['machine']}, torch {record['versions']['torch']}."
     )
 
 
