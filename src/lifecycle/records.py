@@ -112,7 +112,8 @@ def sentence(record: Mapping) -> str:
     return (
         f"{figure['final']} % of the test images at the end, best epoch {figure['best']} %, lowest of the last five "
         f"{figure['streak']} %, {figure['at_target']} of {figure['epochs']} epochs at or above 99.4 %; {seeds}, "
-        f"{figure['seconds']} s an epoch by {figure['threads']} on {figure['machine']}, torch {record['versions']['torch']}."
+        f"{figure['seconds']} s an epoch by {figure['threads']} on {figure['machine']}, "
+        f"torch {record['versions']['torch']}."
     )
 
 
