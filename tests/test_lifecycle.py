@@ -33,7 +33,7 @@ def test_train_gate_register_verify(project, trained):
     (run,) = project.runs()
     assert (run.info.run_name, run.info.status) == ("step4 seed 0", "FINISHED")
     assert run.data.params["dataset"] == "digits"  # as it was given
-    assert run.data.params["recipe.batch_size"] == "64"  # as it was resolved
+    assert run.data.params["recipe.batch_size"] == "128"  # as it was resolved
     assert run.data.metrics["epochs_at_target"] >= 5
     client = project.client()
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
@@ -129,9 +129,9 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(project, trained):
     process.kill()
     process.wait()
     (state,) = checkpoints.iterdir()
-    refused = project.command(*command, "--lr", "0.3", "--resume", state.name)
+    refused = project.command(*command, "--lr", "0.5", "--resume", state.name)
     assert refused.returncode == 2
-    assert refused.stderr == "error: lr is 0.3: the run that is resumed has 0.15\n"
+    assert refused.stderr == "error: lr is 0.5: the run that is resumed has 0.3\n"
 
     done = project.mlflow_run("step4", resume=state.name)
     assert done.returncode == 0, done.stderr
