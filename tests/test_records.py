@@ -91,8 +91,15 @@ def test_figures():
     assert records.sentence(record).startswith("99.60 ± 0.14 % of the test images at the end")
 
 
+def test_consistency():
+    runs = [{"test_accuracy": [99.0, *[99.4] * 5]}, {"test_accuracy": [99.0, 99.39, *[99.5] * 4]}]
+    assert records.consistency({"runs": runs}).startswith("gate passed by 1 of 2 seeds: 50%, 95 % interval from 9% to")
+
+
 def test_the_table_of_the_readme_is_the_records():
-    assert records.table(STEPS) in (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
+    assert records.table(STEPS) in text
+    assert records.consistency(records.read("step4")) in " ".join(text.split())
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -10,6 +10,8 @@ from statistics import mean, stdev
 import mlflow
 from mlflow.entities import Run
 
+from src.lifecycle.repeat import rate_line
+
 FOLDER = Path(__file__).parents[2] / "results"
 
 
@@ -103,6 +105,12 @@ def spread(values: list[float], form: str = "{:.2f}") -> str:
     if len(values) == 1:
         return form.format(values[0])
     return f"{mean(values):.2f} ± {stdev(values):.2f}"
+
+
+def consistency(record: Mapping, target: float = 99.4) -> str:
+    """How many of the seeds hold the target over their last five epochs, in words."""
+    passed = sum(min(run["test_accuracy"][-5:]) >= target for run in record["runs"])
+    return rate_line(passed, len(record["runs"]))
 
 
 def sentence(record: Mapping) -> str:

@@ -111,10 +111,7 @@ class _Trainings:
 
 
 def summarise(step: str, outcomes: Sequence[Outcome], target: Target, split: str) -> dict[str, object]:
-    """The spread of the seeds' figures (percent, seconds) and the gate's pass rate among all seeds, failed ones too.
-
-    The rate comes with its 95 % Wilson interval (Wilson, 1927), as (rate, low, high).
-    """
+    """The spread of the seeds' figures (percent, seconds) and the gate's pass rate among all seeds, failed ones too."""
     outcomes = sorted(outcomes, key=lambda outcome: outcome.seed)
     good = [outcome for outcome in outcomes if outcome.error is None]
     figures = [gate.summarise(outcome.accuracies, target) for outcome in good]
@@ -126,17 +123,28 @@ def summarise(step: str, outcomes: Sequence[Outcome], target: Target, split: str
     values = {name: [figure[key] for figure in figures] for name, key in names.items()}
     values["run_seconds"] = [outcome.seconds for outcome in good]
     passed = sum(outcome.passed for outcome in outcomes)
-    interval = binomtest(passed, len(outcomes)).proportion_ci(method="wilson")
     return {
         "step": step,
         "target": asdict(target),
         "seeds": len(outcomes),
         "passed": passed,
         "failed": len(outcomes) - len(good),
-        "pass_rate": (passed / len(outcomes), interval.low, interval.high),
+        "pass_rate": pass_rate(passed, len(outcomes)),
         "spread": {name: _spread(column) for name, column in values.items() if column},
         "runs": [asdict(outcome) for outcome in outcomes],
     }
+
+
+def pass_rate(passed: int, seeds: int) -> tuple[float, float, float]:
+    """The share of seeds that passed, with its 95 % Wilson interval (Wilson, 1927): rate, low, high."""
+    interval = binomtest(passed, seeds).proportion_ci(method="wilson")
+    return passed / seeds, interval.low, interval.high
+
+
+def rate_line(passed: int, seeds: int) -> str:
+    """The same in words."""
+    rate, low, high = pass_rate(passed, seeds)
+    return f"gate passed by {passed} of {seeds} seeds: {rate:.0%}, 95 % interval from {low:.0%} to {high:.0%}"
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -158,10 +166,8 @@ def outcome_line(outcome: Outcome, target: Target) -> str:
 
 def summary_lines(summary: Mapping[str, object]) -> str:
     """The summary in a few lines, for the screen."""
-    rate, low, high = summary["pass_rate"]
     lines = [
         f"{name}: {spread['mean']:.2f} ± {spread.get('std', 0):.2f}, from {spread['min']:.2f} to {spread['max']:.2f}"
         for name, spread in summary["spread"].items()
     ]
-    passed = f"gate passed by {summary['passed']} of {summary['seeds']} seeds: {rate:.0%}"
-    return "\n".join([*lines, f"{passed}, 95 % interval from {low:.0%} to {high:.0%}"])
+    return "\n".join([*lines, rate_line(summary["passed"], summary["seeds"])])
