@@ -129,10 +129,6 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(project, trained):
     process.kill()
     process.wait()
     (state,) = checkpoints.iterdir()
-    refused = project.command(*command, "--lr", "0.5", "--resume", state.name)
-    assert refused.returncode == 2
-    assert refused.stderr == "error: lr is 0.5: the run that is resumed has 0.3\n"
-
     done = project.mlflow_run("step4", resume=state.name)
     assert done.returncode == 0, done.stderr
     assert "goes on after epoch" in done.stdout
@@ -146,10 +142,6 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(project, trained):
         ]
         assert histories[0] == histories[1]
     assert not state.exists()
-
-    again = project.mlflow_run("step4", resume=state.name)
-    assert again.returncode != 0
-    assert "and that run is finished" in again.stderr
 
 
 def test_an_environment_built_from_nothing_but_conda_yaml(tmp_path):

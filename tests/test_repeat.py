@@ -121,7 +121,7 @@ def test_a_killed_seed_costs_no_other_and_the_next_repetition_reuses_what_finish
     assert parent.data.metrics["seeds"] == 2
     assert "seeds.png" in {file.path for file in project.client().list_artifacts(parent.info.run_id)}
 
-    done = project.mlflow_run("repeat", step="step4", dataset="digits", seeds=2, jobs=2, epochs=6, target=20)
+    done = project.command(*command)
     assert done.returncode == 0, done.stderr
     assert [line.endswith("(reused)") for line in done.stdout.splitlines() if line.startswith("seed")] == [True, False]
     parent = project.runs()[1]  # the newest is seed 1's

@@ -156,6 +156,8 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
     (begun,) = store.search_runs(["0"])
     code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
     assert (code, line) == (1, f"there is no saved state in {run.CHECKPOINTS / begun.info.run_id}")
+    code, line = refused(capsys, "step2", "--lr", "0.3", "--resume", begun.info.run_id)
+    assert (code, line) == (2, "lr is 0.3: the run that is resumed has 0.01")
     store.set_tag(begun.info.run_id, "code.digest", "another")
     code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
     assert code == 2

@@ -86,6 +86,7 @@ def figures(record: Mapping, target: float = 99.4) -> dict[str, str]:
     """A record's figures as they are printed: percentages with two decimals, mean ± standard deviation over seeds."""
     accuracies = [run["test_accuracy"] for run in record["runs"]]
     seconds = [value for run in record["runs"] for value in run["seconds"]]
+    several = int(len(accuracies) > 1)  # a count has no decimals, the mean of some has one
     return {
         "n": str(len(accuracies)),
         "parameters": f"{record['parameters']:,}",
@@ -93,18 +94,18 @@ def figures(record: Mapping, target: float = 99.4) -> dict[str, str]:
         "final": spread([run[-1] for run in accuracies]),
         "best": spread([max(run) for run in accuracies]),
         "streak": spread([min(run[-5:]) for run in accuracies]),
-        "at_target": spread([sum(value >= target for value in run) for run in accuracies], "{:.0f}"),
+        "at_target": spread([sum(value >= target for value in run) for run in accuracies], decimals=several),
         "seconds": f"{sorted(seconds)[len(seconds) // 2]:.1f}",
         "machine": record["machine"],
         "threads": f"{record['threads']} thread{'s' if record['threads'] != 1 else ''}",
     }
 
 
-def spread(values: list[float], form: str = "{:.2f}") -> str:
+def spread(values: list[float], decimals: int = 2) -> str:
     """The mean, and with several values ± their standard deviation."""
     if len(values) == 1:
-        return form.format(values[0])
-    return f"{mean(values):.2f} ± {stdev(values):.2f}"
+        return f"{values[0]:.{decimals}f}"
+    return f"{mean(values):.{decimals}f} ± {stdev(values):.{decimals}f}"
 
 
 def consistency(record: Mapping, target: float = 99.4) -> str:
