@@ -116,3 +116,5 @@ def test_the_benchmark_is_the_kept_one():
     text = " ".join((ROOT / "README.md").read_text().split())
     assert f"{kept['epoch_speedup']['median']:.1f} times as fast as one that loads its images in the training" in text
     assert f"{kept['epoch_speedup_to_the_slower']['median']:.1f} times as fast as one with two workers" in text
+    assert f"it holds {kept['time_to_target_speedup']['median']:.1f} times sooner" in text
+    assert f"All that is not training takes about {kept['overhead_seconds']['median']:.0f} s of a run" in text
