@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlflow
@@ -84,6 +85,16 @@ def train_small(dataset, recipe=SMALL_RECIPE, seed=0, dropout=0.1):
 def trained(digits):
     """The small network, trained on the digits."""
     return train_small(digits)
+
+
+def wait_until(found, *, seconds: float, for_what: str):
+    """Ask again and again, until the answer is true, and return it; the test fails when the time is over."""
+    last = time.monotonic() + seconds
+    while not (answer := found()):
+        if time.monotonic() > last:
+            pytest.fail(f"{for_what}: not within {seconds} s")
+        time.sleep(0.1)
+    return answer
 
 
 def copy_project(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Whole lifecycles through `mlflow run`, in a copy of the project, as a user has them."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from conftest import Project
+from conftest import Project, wait_until
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -124,10 +125,9 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(project, trained):
     command = [sys.executable, "-m", "src.run", "step4", "--dataset", "digits", "--seed", "0"]
     process = subprocess.Popen(command, cwd=project.folder, env=project.environment, stdout=subprocess.DEVNULL)
     checkpoints = project.folder / "checkpoints"
-    while not list(checkpoints.glob("*/epoch-0004.pt")):
-        assert process.poll() is None
+    wait_until(lambda: list(checkpoints.glob("*/epoch-0004.pt")), seconds=120, for_what="the fourth epoch")
     process.kill()
-    process.wait()
+    assert process.wait() == -signal.SIGKILL  # in the middle of its training
     (state,) = checkpoints.iterdir()
     done = project.mlflow_run("step4", resume=state.name)
     assert done.returncode == 0, done.stderr

@@ -29,6 +29,23 @@ def test_curves():
     assert [line.get_label() for line in loss.get_lines()] == ["train", "test"]
 
 
+@pytest.mark.parametrize("target", [97.0, 99.4, 100.0])
+def test_the_curves_of_the_seeds_are_in_sight_but_for_their_first_epoch(target):
+    accuracies = {0: [60.0, 96.0, 98.9], 3: [70.0, 95.5, 100.0]}
+    figure = plots.seeds(accuracies, target)
+    draw(figure)
+    (axes,) = figure.axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+    assert lines == {"seed 0": accuracies[0], "seed 3": accuracies[3], f"target {target:g} %": [target, target]}
+    low, high = axes.get_ylim()
+    assert low < 95.5
+    assert max(100.0, target) < high
+
+
+def test_no_seed_is_a_figure_too():
+    draw(plots.seeds({}, 99.4))
+
+
 def test_the_confusion_matrix_shows_every_count():
     counts = np.arange(100).reshape(10, 10)
     figure = plots.confusion_matrix(counts)

@@ -5,11 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from conftest import Project, wait_until
 
 from src.learning.recipe import Target
 from src.lifecycle import repeat
@@ -83,26 +82,54 @@ def children(pid):
 
 
 def child_of_seed(pid, seed):
-    """Wait for the process that trains the seed, and for its first saved epoch."""
-    for _ in range(600):
-        for child in children(pid):
-            if f"--seed\0{seed}\0" in Path(f"/proc/{child}/cmdline").read_text():
-                return child
-        time.sleep(0.1)
-    raise AssertionError(f"no process trains seed {seed}")
+    """Wait for the process that trains the seed."""
+
+    def found():
+        commands = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children(pid)}
+        return next((child for child, command in commands.items() if f"--seed\0{seed}\0" in command), None)
+
+    return wait_until(found, seconds=60, for_what=f"a process that trains seed {seed}")
+
+
+finds_processes = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
+
+
+def begin_repeat(project, *parameters):
+    """Two seeds of step 4 on the digits, at a time."""
+    command = [
+        sys.executable, "-m", "src.run", "repeat", "--step", "step4", "--dataset", "digits", "--seeds", "2",
+        "--jobs", "2", *parameters,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command,
+        cwd=project.folder,
+        env=project.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
+@finds_processes
+def test_a_repetition_that_is_stopped_leaves_no_process_and_no_open_run(tmp_path):
+    project = Project(tmp_path)
+    process = begin_repeat(project, "--epochs", "100")  # minutes
+    trained = [child_of_seed(process.pid, seed) for seed in (0, 1)]
+    wait_until(lambda: len(list(tmp_path.glob("checkpoints/*/*.pt"))) >= 2, seconds=120, for_what="saved epochs")
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not any(Path(f"/proc/{child}").exists() for child in trained)
+    assert {run.info.status for run in project.runs()} == {"KILLED"}
+    assert len(project.runs()) == 3
+
+
+@pytest.mark.slow
+@finds_processes
 def test_a_killed_seed_costs_no_other_and_the_next_repetition_reuses_what_finished(tmp_path):
     project = Project(tmp_path)
-    command = [
-        sys.executable, "-m", "src.run", "repeat", "--step", "step4", "--dataset", "digits", "--seeds", "2",
-        "--jobs", "2", "--epochs", "6", "--target", "20",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = begin_repeat(project, "--epochs", "6", "--target", "20")
     os.kill(child_of_seed(process.pid, 1), signal.SIGKILL)
     shown, said = process.communicate(timeout=300)
     assert process.returncode == 1
@@ -121,9 +148,10 @@ def test_a_killed_seed_costs_no_other_and_the_next_repetition_reuses_what_finish
     assert parent.data.metrics["seeds"] == 2
     assert "seeds.png" in {file.path for file in project.client().list_artifacts(parent.info.run_id)}
 
-    done = project.command(*command)
-    assert done.returncode == 0, done.stderr
-    assert [line.endswith("(reused)") for line in done.stdout.splitlines() if line.startswith("seed")] == [True, False]
+    process = begin_repeat(project, "--epochs", "6", "--target", "20")
+    shown, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert [line.endswith("(reused)") for line in shown.splitlines() if line.startswith("seed")] == [True, False]
     parent = project.runs()[1]  # the newest is seed 1's
     kept = json.loads(Path(project.client().download_artifacts(parent.info.run_id, "repeat.json")).read_text())
     assert [(run["seed"], run["reused"], run["error"]) for run in kept["runs"]] == [(0, True, None), (1, False, None)]

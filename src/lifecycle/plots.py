@@ -38,8 +38,9 @@ def seeds(accuracies: Mapping[int, Sequence[float]], target: float, split: str =
     for seed, values in accuracies.items():
         axes.plot(range(1, len(values) + 1), values, marker=".", alpha=0.8, label=f"seed {seed}")
     axes.axhline(target, color="grey", linestyle="--", label=f"target {target:g} %")
-    lowest = min((min(values[1:] or values) for values in accuracies.values()), default=target)
-    axes.set_ylim(bottom=max(0, min(target, lowest) - 0.1), top=min(100.1, target + 0.5) if target < 100 else 100.1)
+    # The first epoch is far below: from there on the last percent would be one line.
+    shown = [target, *(value for values in accuracies.values() for value in values[1:] or values)]
+    axes.set_ylim(max(0, min(shown) - 0.1), min(100.1, max(shown) + 0.1))
     axes.set(xlabel="epoch", ylabel=f"{split} accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import mean, stdev
 
 import mlflow
@@ -15,8 +14,7 @@ from scipy.stats import binomtest
 
 from src.learning.recipe import Target
 from src.lifecycle import gate, tracking
-
-ROOT = Path(__file__).parents[2]
+from src.lifecycle.provenance import ROOT
 
 
 class RepeatError(Exception):
@@ -74,7 +72,7 @@ class _Trainings:
     def __init__(self, step: str, parameters: Mapping[str, object], parent: str, split: str):
         self.step, self.parent, self.split = step, parent, split
         self.options = [part for name, value in parameters.items() for part in (f"--{name}", str(value))]
-        self.lock, self.stopped, self.processes = threading.Lock(), False, set()
+        self.lock, self.stopped, self.processes = threading.Lock(), False, {}
 
     def train(self, seed: int) -> Outcome:
         run_id = tracking.open_nested(self.parent, f"{self.step} seed {seed}")
@@ -90,10 +88,12 @@ class _Trainings:
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            self.processes.add(process)
+            self.processes[process] = run_id
         _, said = process.communicate()
         with self.lock:
-            self.processes.discard(process)
+            if self.stopped:
+                return Outcome(seed, run_id, error="stopped")
+            del self.processes[process]
         if process.returncode == 0:
             return Outcome.of(seed, run_id, self.split)
         if process.returncode < 0:
@@ -104,10 +104,14 @@ class _Trainings:
         return Outcome(seed, run_id, error=error)
 
     def stop(self) -> None:
+        """End them and their runs."""
         with self.lock:
             self.stopped = True
-            for process in self.processes:
-                process.terminate()
+        for process in self.processes:
+            process.terminate()
+        for process, run_id in self.processes.items():
+            if process.wait() != 0:
+                tracking.close(run_id, "KILLED", "stopped with its repetition")
 
 
 def summarise(step: str, outcomes: Sequence[Outcome], target: Target, split: str) -> dict[str, object]:
@@ -115,12 +119,9 @@ def summarise(step: str, outcomes: Sequence[Outcome], target: Target, split: str
     outcomes = sorted(outcomes, key=lambda outcome: outcome.seed)
     good = [outcome for outcome in outcomes if outcome.error is None]
     figures = [gate.summarise(outcome.accuracies, target) for outcome in good]
-    names = {
-        f"final_{split}_accuracy": "final_accuracy",
-        f"best_{split}_accuracy": "best_accuracy",
-        ("" if split == "test" else f"{split}_") + "streak_accuracy": "streak_accuracy",
-    }
-    values = {name: [figure[key] for figure in figures] for name, key in names.items()}
+    names = tracking.metric_names(split)
+    spreads = ("final_accuracy", "best_accuracy", "streak_accuracy")
+    values = {names[key]: [figure[key] for figure in figures] for key in spreads}
     values["run_seconds"] = [outcome.seconds for outcome in good]
     passed = sum(outcome.passed for outcome in outcomes)
     return {

@@ -169,6 +169,20 @@ def find_same(same: Mapping[str, str]) -> Run | None:
     return found[0] if found else None
 
 
+def metric_names(split: str) -> dict[str, str]:
+    """The metrics that the figures of a whole run are logged as.
+
+    A figure of the validation slice must never pass for one of the test set.
+    """
+    of_split = "" if split == "test" else f"{split}_"
+    return {
+        "final_accuracy": f"final_{split}_accuracy",
+        "best_accuracy": f"best_{split}_accuracy",
+        "epochs_at_target": f"{of_split}epochs_at_target",
+        "streak_accuracy": f"{of_split}streak_accuracy",
+    }
+
+
 def log_end(
     *,
     classifier: Classifier,
@@ -198,14 +212,8 @@ def log_end(
     mlflow.set_tags({"gate": "passed" if verdict.passed else "failed", "gate.reason": "; ".join(verdict.reasons)})
     model = _log_model(classifier, dataset)
     figures = summarise([row[f"{split}_accuracy"] for row in history], target)
-    named = {
-        f"final_{split}_accuracy": figures["final_accuracy"],
-        f"best_{split}_accuracy": figures["best_accuracy"],
-        # A figure of the validation slice must never pass for one of the test set.
-        ("" if split == "test" else f"{split}_") + "epochs_at_target": figures["epochs_at_target"],
-        ("" if split == "test" else f"{split}_") + "streak_accuracy": figures["streak_accuracy"],
-        "parameters": classifier.parameters_count,
-    }
+    named = {name: figures[figure] for figure, name in metric_names(split).items()}
+    named["parameters"] = classifier.parameters_count
     mlflow.log_metrics(named, step=len(history), model_id=model.model_id)
     return model
 
