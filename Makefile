@@ -34,7 +34,7 @@ serve: setup
 	mlflow models serve --model-uri models:/mnist-cnn@champion --env-manager local --port 5001
 
 test: setup
-	pytest $(ARGS)
+	pytest -n auto --dist loadfile $(ARGS)
 
 quick: setup
 	pytest -m "not slow"

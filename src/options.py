@@ -33,18 +33,29 @@ def option(name: str, *, default: str = "", help: str, **settings):
     return click.option(f"--{name}", name, help=help, **settings)
 
 
+seed_option = option(
+    "seed",
+    default=str(DEFAULTS["seed"]),
+    type=Number(whole=True, empty=False, low=0, high=2**32 - 1),
+    help="of all randomness",
+)
+reuse_option = option(
+    "reuse", default="true", type=click.BOOL, help="take finished runs of the same code, recipe, data and seed"
+)
+validation_option = option(
+    "validation",
+    default=str(DEFAULTS["validation"]),
+    type=Number(whole=True, empty=False, low=0),
+    help="training images to measure on, in place of the test images",
+)
+
+
 def training_options(command):
-    """The parameters that a step's run and a repetition share."""
+    """The parameters of everything that trains."""
     for decorate in (
         option("target", type=Number(low=0, high=100), help="accuracy in percent  [default: the dataset's]"),
         option("threads", type=Number(whole=True, low=1, high=1024), help="CPU threads  [default: all cores]"),
         option("device", default=DEFAULTS["device"], type=click.Choice(train.DEVICES), help="where to compute"),
-        option(
-            "validation",
-            default=str(DEFAULTS["validation"]),
-            type=Number(whole=True, empty=False, low=0),
-            help="training images to measure on, in place of the test images",
-        ),
         option("lr", type=Number(above=0), help="(peak) learning rate  [default: the recipe's]"),
         option("batch_size", type=Number(whole=True, low=1), help="images an update  [default: the recipe's]"),
         option(

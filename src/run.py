@@ -2,9 +2,10 @@
 
 import importlib
 import logging
+import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -16,10 +17,23 @@ from tqdm import tqdm
 from src.learning import checkpoint, data, train
 from src.learning.evaluate import evaluate
 from src.learning.recipe import ParameterError, Recipe, Target
-from src.lifecycle import gate, plots, predict, provenance, records, registry, repeat, report, tracking
-from src.options import DEFAULTS, Number, option, training_options
+from src.lifecycle import (
+    compare,
+    gate,
+    nested,
+    plots,
+    predict,
+    provenance,
+    records,
+    registry,
+    repeat,
+    report,
+    tracking,
+)
+from src.options import DEFAULTS, Number, option, reuse_option, seed_option, training_options, validation_option
 
 CHECKPOINTS = Path("checkpoints")
+MODELS = {registry.model_name(name): name for name in data.DATASETS if name != "auto"}
 STEPS = tuple(sorted(file.stem for file in (Path(__file__).parents[1] / "steps").glob("*.py")))
 
 
@@ -32,12 +46,8 @@ def training_command(name: str) -> click.Command:
     """The command that trains one step."""
 
     @click.command(name, help=f"Train {name}.")
-    @option(
-        "seed",
-        default=str(DEFAULTS["seed"]),
-        type=Number(whole=True, empty=False, low=0, high=2**32 - 1),
-        help="of all randomness",
-    )
+    @seed_option
+    @validation_option
     @training_options
     @option("resume", help="id of an unfinished run to go on with")
     def command(**given):
@@ -73,39 +83,122 @@ def predict_images(images: str, model: str) -> None:
 @option("step", default="step4", type=click.Choice(STEPS), help="what to train")
 @option("seeds", default="10", type=Number(whole=True, empty=False, low=1), help="how many, from 0 on")
 @option("jobs", default="1", type=Number(whole=True, empty=False, low=1), help="how many at a time")
-@option("reuse", default="true", type=click.BOOL, help="take finished runs of the same code, recipe, data and seed")
+@reuse_option
+@validation_option
 @training_options
-def repeat_step(step: str, seeds: int, jobs: int, reuse: bool, **given) -> None:
-    module = importlib.import_module(f"steps.{step}")
-    recipe, device = recipe_of(module, given), train.prepare(0, given["device"], None)
+def repeat_step(step: str, seeds: int, jobs: int, **given) -> None:
     tracking.connect()
     with tracking.run(f"repeat {step}", {"repeat": step}) as parent:
-        loaded, goal = dataset_and_target(module, given)
-        outcomes = []
-        for seed in range(seeds) if reuse else ():
-            same = provenance.fingerprint(step, recipe=recipe, target=goal, dataset=loaded, seed=seed, device=device)
-            if found := tracking.find_same(same):
-                outcomes.append(repeat.Outcome.of(seed, found.info.run_id, loaded.split, reused=True))
-                click.echo(repeat.outcome_line(outcomes[-1], goal))
-        missing = sorted(set(range(seeds)) - {outcome.seed for outcome in outcomes})
-        parameters = {name: "" if value is None else value for name, value in given.items()} | {
-            "dataset": loaded.name,  # auto is decided once
-            "device": device.type,
-            "threads": given["threads"] or max(1, train.cores() // min(jobs, len(missing) or 1)),
-        }
-        running = repeat.train(step, parameters, missing, jobs=jobs, parent=parent, split=loaded.split)
-        for outcome in tqdm(running, total=len(missing), unit="seed", disable=None):
-            outcomes.append(outcome)
-            tqdm.write(repeat.outcome_line(outcome, goal))
+        loaded = dataset_of(given)
+        goal = target_of(load_step(step), loaded, given)
+        tasks = [(step, seed) for seed in range(seeds)]
+        outcomes = list(train_nested(tasks, loaded, parent, jobs=jobs, quiet=True, given=given))
         summary = repeat.summarise(step, outcomes, goal, loaded.split)
         curves = {run["seed"]: run["accuracies"] for run in summary["runs"] if run["error"] is None}
         tracking.log_repeat(summary, plots.seeds(curves, goal.accuracy, loaded.split))
         click.echo(repeat.summary_lines(summary))
-        if failed := [outcome for outcome in outcomes if outcome.error is not None]:
-            first = min(failed, key=lambda outcome: outcome.seed)
-            raise repeat.RepeatError(
-                f"{len(failed)} of {seeds} seeds failed, the first of them seed {first.seed}: {first.error}"
-            )
+        nested.check(outcomes)
+
+
+@cli.command("all", help="Train every step, and compare them.")
+@seed_option
+@reuse_option
+@training_options
+def all_steps(seed: int, **given) -> None:
+    tracking.connect()
+    given |= {"validation": 0}
+    with tracking.run("all", {"all": " ".join(STEPS)}) as parent:
+        loaded = dataset_of(given)
+        tasks = [(step, seed) for step in STEPS]
+        outcomes = list(train_nested(tasks, loaded, parent, jobs=1, quiet=False, given=given))
+        made = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
+        entries = {step: compare.collect(step, loaded.name, made[step]) if step in made else None for step in STEPS}
+        log_comparison(entries, loaded.name)
+        nested.check(outcomes)
+
+
+@cli.command("compare", help="Show the finished runs of the steps side by side.")
+@option("dataset", default="auto", type=click.Choice(data.DATASETS), help="whose runs; auto: MNIST's, if there are any")
+def compare_steps(dataset: str) -> None:
+    tracking.connect()
+    dataset = compare.dataset_at_hand() if dataset == "auto" else dataset
+    with tracking.run("compare", {"compare": dataset}):
+        log_comparison({step: compare.collect(step, dataset) for step in STEPS}, dataset)
+
+
+def log_comparison(entries: Mapping[str, compare.Entry | None], dataset: str) -> None:
+    """Leave the comparison on the run, and show it in short."""
+    table, said, figure = compare.rows(entries, dataset), compare.notes(entries, dataset), compare.figure(entries)
+    pages = compare.markdown(table, said), compare.page(table, said, figure)
+    tracking.log_comparison(*pages, compare.numbers(entries), figure)
+    for row in table:
+        click.echo(compare.line(row))
+
+
+def train_nested(
+    tasks: Sequence[tuple[str, int]], loaded: data.Dataset, parent: str, *, jobs: int, quiet: bool, given: Mapping
+) -> Iterator[nested.Outcome]:
+    """Train each (step, seed) in a run nested in the parent, or reuse a finished run of it; a line for each."""
+    device = train.prepare(0, given["device"], None)
+    goals = {step: target_of(load_step(step), loaded, given) for step, _ in tasks}
+    missing = []
+    for step, seed in tasks:
+        recipe = recipe_of(load_step(step), given)
+        same = provenance.fingerprint(step, recipe=recipe, target=goals[step], dataset=loaded, seed=seed, device=device)
+        if given["reuse"] and (found := tracking.find_same(same)):
+            outcome = nested.Outcome.of(step, seed, found.info.run_id, loaded.split, reused=True)
+            click.echo(nested.outcome_line(outcome, goals[step]))
+            yield outcome
+        else:
+            missing.append((step, seed))
+    parameters = {name: "" if value is None else value for name, value in given.items() if name != "reuse"} | {
+        "dataset": loaded.name,  # auto is decided once
+        "device": device.type,
+        "threads": given["threads"] or max(1, train.cores() // min(jobs, len(missing) or 1)),
+    }
+    running = nested.train(missing, parameters, jobs=jobs, parent=parent, split=loaded.split, quiet=quiet)
+    for outcome in tqdm(running, total=len(missing), unit="run", disable=None):
+        tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
+        yield outcome
+
+
+def champion_options(command):
+    """The parameters that promotion and rollback share."""
+    for decorate in (
+        option("data_dir", help="where MNIST is kept  [default: the user's cache folder]"),
+        option("why", default="by hand", help="for the audit trail"),
+        option("model", default="mnist-cnn", type=click.Choice(MODELS), help="the registered model"),
+    ):
+        command = decorate(command)
+    return command
+
+
+@cli.command("promote", help="Make a registered version the champion, if the checks of every promotion allow it.")
+@option("version", required=True, help="the version's number")
+@option("force", default="false", type=click.BOOL, help="overrule the comparison with the champion, no other check")
+@champion_options
+def promote(version: str, force: bool, **given) -> None:
+    change_champion("promote", lambda loaded, why: registry.promote(version, loaded, why=why, force=force), **given)
+
+
+@cli.command("rollback", help="Make the champion before the champion again.")
+@champion_options
+def roll_back(**given) -> None:
+    change_champion("rollback", lambda loaded, why: registry.roll_back(loaded, why=why), **given)
+
+
+def change_champion(
+    name: str, change: Callable[[data.Dataset, str], registry.Registration], model: str, data_dir: str, why: str
+) -> None:
+    """Change the champion of a model by hand, in a run of its own, and show the audit trail."""
+    tracking.connect()
+    with tracking.run(f"{name} {model}", {name: model}):
+        done = change(data.load(MODELS[model], data_dir or None), why)
+        for entry in registry.trail(model):
+            click.echo(entry)
+        if not done.champion:
+            raise registry.RegistryError(f"{model} version {done.version} stays challenger: {done.reason}")
+        click.echo(f"{model} version {done.version} is champion: {done.reason}")
 
 
 @cli.command("record", help="Write results/STEP.json from the finished MNIST runs in the store.")
@@ -113,13 +206,13 @@ def repeat_step(step: str, seeds: int, jobs: int, reuse: bool, **given) -> None:
 @option("epochs", type=Number(whole=True, low=1), help="length of the runs  [default: the recipe's]")
 def record_results(step: str, epochs: int | None) -> None:
     tracking.connect()
-    full = importlib.import_module(f"steps.{step}").RECIPE.epochs
+    full = load_step(step).RECIPE.epochs
     click.echo(records.write(step, epochs or full, full))
 
 
 def train_step(name: str, *, resume: str, **given) -> None:
     """Train one step, or go on with it, and see it through: track, judge, and register what passes."""
-    step = importlib.import_module(f"steps.{name}")
+    step = load_step(name)
     if resume:
         tracking.connect()
         given = taken_over(resume, name, given)
@@ -129,7 +222,8 @@ def train_step(name: str, *, resume: str, **given) -> None:
     with tracking.run(f"{name} seed {seed}", {"step": name}, resume or None) as run_id:
         state = CHECKPOINTS / run_id
         with checkpoint.hold(state):
-            loaded, goal = dataset_and_target(step, given)
+            loaded = dataset_of(given)
+            goal = target_of(step, loaded, given)
             training = train.start(step.Network(), recipe, loaded, seed, device)
             same = provenance.fingerprint(name, recipe=recipe, target=goal, dataset=loaded, seed=seed, device=device)
             click.echo(
@@ -148,17 +242,25 @@ def train_step(name: str, *, resume: str, **given) -> None:
             finish(step, name, seed, run_id, training, loaded, goal)
 
 
+def load_step(name: str) -> ModuleType:
+    return importlib.import_module(f"steps.{name}")
+
+
 def recipe_of(step: ModuleType, given: Mapping) -> Recipe:
     """The step's recipe, with what the user gave in its place."""
     fields = {field: given[field] for field in ("epochs", "batch_size", "lr")}
     return replace(step.RECIPE, **{field: value for field, value in fields.items() if value is not None})
 
 
-def dataset_and_target(step: ModuleType, given: Mapping) -> tuple[data.Dataset, Target]:
-    """The dataset as the user wants it, and what a model must reach on it."""
-    loaded = data.load(given["dataset"], given["data_dir"] or None).hold_out(given["validation"])
+def dataset_of(given: Mapping) -> data.Dataset:
+    """The dataset as the user wants it."""
+    return data.load(given["dataset"], given["data_dir"] or None).hold_out(given["validation"])
+
+
+def target_of(step: ModuleType, loaded: data.Dataset, given: Mapping) -> Target:
+    """What a model of the step must reach on the dataset."""
     accuracy = loaded.target_accuracy if given["target"] is None else given["target"]
-    return loaded, replace(step.TARGET, accuracy=accuracy)
+    return replace(step.TARGET, accuracy=accuracy)
 
 
 def taken_over(run_id: str, name: str, given: Mapping) -> dict:
@@ -223,9 +325,9 @@ def main(arguments: list[str] | None = None) -> None:
         predict.PredictError,
         checkpoint.CheckpointError,
         records.RecordError,
-        repeat.RepeatError,
+        nested.NestedError,
         train.DivergedError,
-        registry.VerificationError,
+        registry.RegistryError,
         MlflowException,
     ) as error:
         fail(1, str(error))
@@ -244,4 +346,5 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # they are small, and many
     main()

@@ -16,6 +16,10 @@ from src.learning.recipe import Recipe
 from src.lifecycle import tracking
 
 ROOT = Path(__file__).parents[1]
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # Each worker, and all that it starts, keeps to a core: threads that wait for each other on shared cores crawl.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 SHARED_MNIST = ROOT.parent / "shared" / "mnist"
 if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves as mirror
     os.environ.setdefault("MNIST_MIRROR", SHARED_MNIST.as_uri() + "/")

@@ -37,7 +37,7 @@ BAD = [
     ("target", "101", "target is 101.0: it takes a number at least 0 and at most 100"),
     ("target", "high", "target is 'high': it takes a number at least 0 and at most 100"),
     ("target", "nan", "target is nan: it takes a number at least 0 and at most 100"),
-    ("x", "y", "x is no parameter of step2: it takes seed, dataset, data_dir, epochs, batch_size, lr, validation"),
+    ("x", "y", "x is no parameter of step2: it takes seed, validation, dataset, data_dir, epochs, batch_size, lr"),
 ]
 
 

@@ -40,12 +40,49 @@ def seeds(accuracies: Mapping[int, Sequence[float]], target: float, split: str =
     axes.axhline(target, color="grey", linestyle="--", label=f"target {target:g} %")
     # The first epoch is far below: from there on the last percent would be one line.
     shown = [target, *(value for values in accuracies.values() for value in values[1:] or values)]
-    axes.set_ylim(max(0, min(shown) - 0.1), min(100.1, max(shown) + 0.1))
+    axes.set_ylim(*_around(shown))
     axes.set(xlabel="epoch", ylabel=f"{split} accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(ncols=2, fontsize="small")
     return figure
+
+
+def steps(
+    parameters: Mapping[str, int], accuracies: Mapping[str, Sequence[Sequence[float]]], targets: Sequence[float]
+) -> Figure:
+    """Steps side by side: parameters against final accuracy, and every seed's curve; accuracies (percent) by step."""
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    sizes, curves = figure.subplots(1, 2)
+    for number, (step, runs) in enumerate(accuracies.items()):
+        finals = [run[-1] for run in runs]
+        color = f"C{number}"
+        sizes.plot([parameters[step]] * len(finals), finals, "o", color=color, alpha=0.6, label=step)
+        sizes.annotate(step, (parameters[step], np.mean(finals)), (8, 0), textcoords="offset points", va="center")
+        for index, run in enumerate(runs):
+            label = f"{step} (n = {len(runs)})" if index == 0 else None
+            curves.plot(range(1, len(run) + 1), run, color=color, alpha=0.7, label=label)
+    for axes in (sizes, curves):
+        for target in targets:
+            axes.axhline(target, color="grey", linestyle="--", label=f"target {target:g} %")
+        axes.set_ylabel("test accuracy (%)")
+        axes.grid(alpha=0.3)
+    sizes.set(xscale="log", xlabel="parameters")
+    sizes.xaxis.set_major_formatter("{x:,.0f}")
+    sizes.xaxis.set_minor_formatter("{x:,.0f}" if len(set(parameters.values())) < 4 else NullFormatter())
+    sizes.margins(x=0.15)
+    curves.set_xlabel("epoch")
+    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # The first epochs are far below: with them the last percent would be one line.
+    shown = [*targets, *(value for runs in accuracies.values() for run in runs for value in run[len(run) // 2 :])]
+    curves.set_ylim(*_around(shown))
+    curves.legend()
+    return figure
+
+
+def _around(accuracies: Sequence[float]) -> tuple[float, float]:
+    """Limits of an axis (percent) that shows them all."""
+    return max(0, min(accuracies) - 0.1), min(100.1, max(accuracies) + 0.1)
 
 
 def confusion_matrix(counts: np.ndarray) -> Figure:

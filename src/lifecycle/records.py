@@ -10,9 +10,12 @@ from statistics import mean, stdev
 import mlflow
 from mlflow.entities import Run
 
+from src.lifecycle import report
+from src.lifecycle.provenance import ROOT
 from src.lifecycle.repeat import rate_line
 
-FOLDER = Path(__file__).parents[2] / "results"
+FOLDER = ROOT / "results"
+STUDY = FOLDER / "study.json"
 
 
 class RecordError(Exception):
@@ -40,10 +43,16 @@ def write(step: str, epochs: int, full: int) -> Path:
         for key in head:
             if head[key] != heads[0][key]:
                 raise RecordError(f"the runs of {step} differ in {key}: {heads[0][key]} and {head[key]}")
-    record = {**heads[0], "runs": [_run(seed, newest[seed]) for seed in sorted(newest)]}
+    record = of(step, newest)
     file = FOLDER / (f"{step}.json" if epochs == full else f"{step}-{epochs}-epochs.json")
     file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return file
+
+
+def of(step: str, runs: Mapping[int, Run]) -> dict:
+    """The record of the step's runs, by seed; what they have in common is the first one's."""
+    head = _head(step, next(iter(runs.values())))
+    return {**head, "runs": [_run(seed, runs[seed]) for seed in sorted(runs)]}
 
 
 def _head(step: str, run: Run) -> dict:
@@ -128,18 +137,28 @@ def sentence(record: Mapping) -> str:
 
 def table(steps: tuple[str, ...]) -> str:
     """The README's table of results: a row a step, the study's published figures beside ours."""
-    study = json.loads((FOLDER / "study.json").read_text())["steps"]
-    lines = [
-        "| step | parameters | epochs | final test accuracy | best epoch | lowest of the last five | epochs ≥ 99.4 % "
-        "| seeds | the study's best | the study's epochs ≥ 99.4 % |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    headings = {
+        "parameters": "parameters",
+        "epochs": "epochs",
+        "final test accuracy": "final",
+        "best epoch": "best",
+        "lowest of the last five": "streak",
+        "epochs ≥ 99.4 %": "at_target",
+        "seeds": "n",
+    }
+    missing = {"final": "not run in full yet", "n": "0"}
+    rows = []
     for step in steps:
-        stated = study.get(step, {}).get("stated", {})
-        theirs = f"{stated.get('best_test_accuracy', '–')} | {stated.get('epochs_at_target', '–')}"
-        if record := read(step):
-            ours = "{parameters} | {epochs} | {final} | {best} | {streak} | {at_target} | {n}".format(**figures(record))
-        else:
-            ours = "– | – | not run in full yet | – | – | – | 0"
-        lines.append(f"| {step} | {ours} | {theirs} |")
-    return "\n".join(lines) + "\n"
+        ours = figures(record) if (record := read(step)) else missing
+        row = {"step": step} | {heading: ours.get(figure, "–") for heading, figure in headings.items()}
+        theirs = study(step)
+        row["the study's best"] = theirs.get("best_test_accuracy", "–")
+        row["the study's epochs ≥ 99.4 %"] = theirs.get("epochs_at_target", "–")
+        rows.append(row)
+    return report.table(rows)
+
+
+def study(step: str) -> dict[str, float]:
+    """What the original study stated of the step (on MNIST); empty where it has no such step."""
+    steps = json.loads(STUDY.read_text())["steps"]
+    return steps.get(step, {}).get("stated", {})

@@ -1,10 +1,13 @@
-"""From a model that passed the gate to the champion: register, verify, promote."""
+"""From a model that passed the gate to the champion and back: register, verify, promote, roll back."""
 
+import getpass
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
@@ -16,18 +19,25 @@ from mlflow.models.model import ModelInfo
 
 from src.learning.data import Dataset
 from src.learning.evaluate import Evaluation, percent
+from src.learning.recipe import ParameterError
+from src.lifecycle import promotion
 from src.lifecycle.gate import Verdict
 
 VERIFIER = Path(__file__).with_name("verify.py")
+TRAIL = "champion/"  # tags of the registered model that begin so are its audit trail
 
 
-class VerificationError(Exception):
+class RegistryError(Exception):
+    """The registry is not as it must be for what was asked."""
+
+
+class VerificationError(RegistryError):
     """A registered model does not answer as it did when it was logged."""
 
 
 @dataclass(frozen=True)
 class Registration:
-    """What became of a model that passed the gate."""
+    """What became of a version."""
 
     name: str
     version: str
@@ -35,40 +45,53 @@ class Registration:
     reason: str
 
 
-def model_name(dataset: Dataset) -> str:
+@dataclass(frozen=True)
+class Change:
+    """An entry of the audit trail: the alias `champion` went from one version to another."""
+
+    at: str  # UTC, ISO 8601
+    by: str
+    kind: str  # promotion or rollback
+    before: str | None
+    after: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.at}  {self.kind}  {self.before or 'none'} → {self.after}  by {self.by}: {self.why}"
+
+
+def model_name(dataset: str) -> str:
     """Models of different datasets are never mixed."""
-    return f"{dataset.name}-cnn"
+    return f"{dataset}-cnn"
 
 
 def register(
     model: ModelInfo, run_id: str, step: str, verdict: Verdict, evaluation: Evaluation, dataset: Dataset
 ) -> Registration:
-    """Register a model as challenger, verify it in a fresh process, and promote it if it beats the champion.
+    """Register a model as challenger, and promote it if it beats the champion (see `promote`).
 
-    Registering the same model again finds the version that it has.
+    Registering the same model again finds the version that it has, and changes nothing of what was completed.
 
-    Raises: ValueError when the verdict is not a pass, VerificationError when the reloaded model's accuracy is not the
-    logged one; the version then stays a challenger.
+    Raises: ValueError when the verdict is not a pass; VerificationError as `promote`, the version stays challenger.
     """
     if not verdict.passed:
         raise ValueError(f"only a model that passed the gate is registered, and this one did not: {verdict.reasons}")
     client = MlflowClient()
-    name = model_name(dataset)
+    name = model_name(dataset.name)
     found = _find(client, name, model.model_uri) or _create(client, name, model, run_id)
     version = str(found.version)
-    tags = {
-        "step": step,
-        "dataset.digest": dataset.digest,
-        "parameters": f"{verdict.metrics['parameters']:.0f}",
-        "streak_accuracy": repr(verdict.metrics["streak_accuracy"]),
-        "test_accuracy": repr(evaluation.accuracy),
-    }
-    for key, value in tags.items():
-        client.set_model_version_tag(name, version, key, value)
-    client.set_registered_model_alias(name, "challenger", version)
-    verify(f"models:/{name}/{version}", dataset, evaluation.accuracy)
-    client.set_model_version_tag(name, version, "verified", "true")
-    return _promote(client, name, version, verdict.metrics["streak_accuracy"])
+    if "verified" not in found.tags:
+        tags = {
+            "step": step,
+            "dataset.digest": dataset.digest,
+            "parameters": f"{verdict.metrics['parameters']:.0f}",
+            "streak_accuracy": repr(verdict.metrics["streak_accuracy"]),
+            "test_accuracy": repr(evaluation.accuracy),
+        }
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+        client.set_registered_model_alias(name, "challenger", version)
+    return promote(version, dataset, why=f"{step} passed the gate")
 
 
 def _find(client: MlflowClient, name: str, model_uri: str) -> ModelVersion | None:
@@ -85,43 +108,152 @@ def _create(client: MlflowClient, name: str, model: ModelInfo, run_id: str) -> M
     return client.create_model_version(name, model.model_uri, run_id, model_id=model.model_id)
 
 
-def verify(model_uri: str, dataset: Dataset, expected: float) -> None:
-    """Score the model on the whole test set in a fresh process that cannot import this project.
+def promote(version: str, dataset: Dataset, *, why: str, force: bool = False) -> Registration:
+    """Make a version of the dataset's model its champion, if it deserves it.
 
-    Raises VerificationError unless its accuracy (percent) is exactly the expected one.
+    Both it and the champion are asked about all test images by a fresh process; what came out decides, as
+    `promotion.decide` says, and is kept on the version. `force` overrules that decision, and no other check.
+
+    Raises: ParameterError when there is no such version, VerificationError when one of the two does not have the
+    accuracy it was logged with, RegistryError when their dataset is not this one.
+    """
+    client, name = MlflowClient(), model_name(dataset.name)
+    challenger, champion = _get(client, name, version), get_champion(name)
+    if champion and champion.version == challenger.version:
+        return Registration(name, version, True, "it is the champion already")
+    asked = [challenger, *([champion] if champion else [])]
+    for model in asked:
+        if (digest := model.tags.get("dataset.digest")) != dataset.digest:
+            raise RegistryError(
+                f"{name} version {model.version} was measured on other data than this: its dataset digest is {digest}, "
+                f"that of {dataset.name} is {dataset.digest}"
+            )
+    candidates, labels = verify(asked, dataset), dataset.test_labels.numpy()
+    client.set_model_version_tag(name, version, "verified", "true")
+    decision = promotion.decide(*candidates, labels) if champion else promotion.FIRST
+    tags = {key: value for key, value in asdict(decision).items() if value is not None}
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, f"promotion.{key}", str(value))
+    rival = candidates[1] if champion else None
+    client.update_model_version(name, version, promotion.markdown(candidates[0], rival, labels, decision))
+    if decision.promoted or force:
+        forced = "" if decision.promoted else "by force, though "
+        _set_champion(client, name, champion, version, "promotion", f"{why}; {forced}{decision.reason}")
+        return Registration(name, version, True, forced + decision.reason)
+    return Registration(name, version, False, decision.reason)
+
+
+def roll_back(dataset: Dataset, *, why: str) -> Registration:
+    """Make the champion before the champion again, once a fresh process has verified it.
+
+    Raises: RegistryError when there was none before, VerificationError when it does not answer as it did.
+    """
+    client, name = MlflowClient(), model_name(dataset.name)
+    if not client.search_registered_models(f"name = '{name}'"):
+        raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one")
+    champion = get_champion(name)
+    before = _champion_before(client, name, champion)
+    if before is None:
+        current = f"version {champion.version}" if champion else "none"
+        raise RegistryError(f"{name} has no earlier champion to go back to: the champion is {current}")
+    verify([before], dataset)
+    version = str(before.version)
+    _set_champion(client, name, champion, version, "rollback", why)
+    return Registration(name, version, True, f"it was champion before version {champion.version}")
+
+
+def verify(versions: list[ModelVersion], dataset: Dataset) -> list[promotion.Candidate]:
+    """Ask the versions about the whole test set in a fresh process that cannot import this project, nor read a pickle.
+
+    Raises VerificationError unless each has exactly the accuracy (percent) that it was logged with.
+    """
+    uris = [f"models:/{model.name}/{model.version}" for model in versions]
+    predictions, labels = ask(uris, dataset.test_images.numpy()), dataset.test_labels.numpy()
+    for uri, model, row in zip(uris, versions, predictions, strict=True):
+        found, logged = percent((row == labels).sum(), len(labels)), float(model.tags["test_accuracy"])
+        if found != logged:
+            raise VerificationError(f"{uri} has {found:.2f} % when reloaded, and had {logged:.2f} % when logged")
+    return [
+        promotion.Candidate(str(model.version), int(model.tags["parameters"]), row)
+        for model, row in zip(versions, predictions, strict=True)
+    ]
+
+
+def ask(model_uris: list[str], images: np.ndarray) -> np.ndarray:
+    """The digits (models, N) that the models say of uint8 images (N, 28, 28), in a fresh process.
+
+    Raises VerificationError when it cannot load one of them.
     """
     with tempfile.TemporaryDirectory() as folder:
-        images, labels = Path(folder) / "images.npy", Path(folder) / "labels.npy"
-        np.save(images, dataset.test_images.numpy())
-        np.save(labels, dataset.test_labels.numpy())
+        questions, answers = Path(folder) / "images.npy", Path(folder) / "answers.npy"
+        np.save(questions, images)
         # -I: neither this folder nor PYTHONPATH is searched for modules
-        command = [sys.executable, "-I", str(VERIFIER), model_uri, str(images), str(labels)]
-        store = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
-        done = subprocess.run(command, env=os.environ | store, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise VerificationError(f"{model_uri} cannot be loaded by a fresh process: {last[0]}")
-    found = percent(int(done.stdout.split()[-1]), len(dataset.test_labels))
-    if found != expected:
-        raise VerificationError(f"{model_uri} has {found:.2f} % when reloaded, and had {expected:.2f} % when logged")
+        command = [sys.executable, "-I", str(VERIFIER), str(questions), str(answers), *model_uris]
+        settings = {
+            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+            "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri(),
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        }
+        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+        if done.returncode:
+            said = done.stderr.strip().splitlines()[-1:] or [f"the verifying process ended with {done.returncode}"]
+            raise VerificationError(said[0])
+        return np.load(answers)
 
 
-def _promote(client: MlflowClient, name: str, version: str, streak: float) -> Registration:
-    champion = get_champion(client, name)
-    if champion and str(champion.version) == version:
-        return Registration(name, version, True, "it is the champion already")
-    if champion and float(champion.tags["streak_accuracy"]) > streak:
-        reason = (
-            f"version {champion.version} stays champion: its streak accuracy is "
-            f"{float(champion.tags['streak_accuracy']):.2f} %, the challenger's {streak:.2f} %"
-        )
-        return Registration(name, version, False, reason)
-    client.set_registered_model_alias(name, "champion", version)
-    rival = f"version {champion.version} had {float(champion.tags['streak_accuracy']):.2f} %" if champion else "first"
-    return Registration(name, version, True, f"streak accuracy {streak:.2f} % ({rival})")
-
-
-def get_champion(client: MlflowClient, name: str) -> ModelVersion | None:
+def get_champion(name: str) -> ModelVersion | None:
     """The version that the alias `champion` stands for now, if there is one."""
+    client = MlflowClient()
     version = client.get_registered_model(name).aliases.get("champion")
     return client.get_model_version(name, version) if version else None
+
+
+def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
+    found = {str(model.version): model for model in client.search_model_versions(f"name = '{name}'")}
+    if version not in found:
+        has = ", ".join(sorted(found, key=int)) or "none"
+        raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {has}")
+    return found[version]
+
+
+def _set_champion(
+    client: MlflowClient, name: str, champion: ModelVersion | None, version: str, kind: str, why: str
+) -> None:
+    """Change the alias, and leave a trace that outlives both versions.
+
+    The trace comes first: killed in between, there is a change too many, and `trail` tells it from the others.
+    """
+    now = datetime.now(UTC)
+    before = str(champion.version) if champion else None
+    change = Change(now.isoformat(timespec="seconds"), getpass.getuser(), kind, before, version, why)
+    client.set_registered_model_tag(name, f"{TRAIL}{now:%Y%m%dT%H%M%S.%f}", json.dumps(asdict(change)))
+    client.set_registered_model_alias(name, "champion", version)
+
+
+def trail(name: str) -> list[Change]:
+    """Every change of the champion, the oldest first."""
+    model = MlflowClient().get_registered_model(name)
+    changes = [Change(**json.loads(model.tags[key])) for key in sorted(model.tags) if key.startswith(TRAIL)]
+    # A change that was announced and not made: what came next was where it had begun.
+    now = model.aliases.get("champion")
+    states = [*(change.before for change in changes[1:]), now and str(now)]
+    return [change for change, state in zip(changes, states, strict=False) if change.before != state]
+
+
+def _champion_before(client: MlflowClient, name: str, champion: ModelVersion | None) -> ModelVersion | None:
+    line = []  # of champions that were not rolled back
+    for change in trail(name):
+        if change.kind == "rollback":
+            _cut(line, change.after)
+        line.append(change.after)
+    if champion:
+        _cut(line, str(champion.version))
+    alive = {str(model.version): model for model in client.search_model_versions(f"name = '{name}'")}
+    return next((alive[version] for version in reversed(line) if version in alive), None)
+
+
+def _cut(line: list[str], version: str) -> None:
+    """Take the version's last appearance, and what followed it, from the line."""
+    if version in line:
+        while line.pop() != version:
+            pass

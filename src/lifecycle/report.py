@@ -1,4 +1,4 @@
-"""A run in words: what the step was after, what came out, what it means."""
+"""Runs in words: what a step was after, what came out, what it means."""
 
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -47,3 +47,10 @@ def markdown(
             f"**Analysis of the step.** {texts['Analysis']}",
         ]
     )
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows with the same headings, as Markdown."""
+    lines = [list(rows[0]), *(list(map(str, row.values())) for row in rows)]
+    lines = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"

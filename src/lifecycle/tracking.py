@@ -230,6 +230,15 @@ def log_repeat(summary: Mapping[str, object], figure: Figure) -> None:
     mlflow.log_metrics({**spreads, **counts, **rates})
 
 
+def log_comparison(markdown: str, page: str, numbers: pd.DataFrame, figure: Figure) -> None:
+    """The steps side by side, for every kind of reader."""
+    mlflow.log_text(markdown, "compare.md")
+    mlflow.set_tag("mlflow.note.content", markdown)
+    mlflow.log_text(page, "compare.html")
+    mlflow.log_text(numbers.to_csv(index=False), "compare.csv")
+    mlflow.log_figure(figure, "compare.png")
+
+
 def open_nested(parent: str, name: str) -> str:
     """Open a run under the parent for another process to take over (by MLFLOW_RUN_ID); returns its id."""
     client = mlflow.MlflowClient()

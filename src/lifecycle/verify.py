@@ -1,7 +1,7 @@
-"""Score a logged model in a process of its own: `python -I verify.py MODEL_URI IMAGES.npy LABELS.npy`.
+"""Ask registered models in a process of its own: `python -I verify.py IMAGES.npy ANSWERS.npy MODEL_URI...`.
 
 A script, not part of the package: it imports nothing of this project, as those who will load the model do not have it.
-It prints the number of right answers.
+It writes the digits (models, N) that each model says of the images.
 """
 
 import sys
@@ -10,13 +10,19 @@ import mlflow.pyfunc
 import numpy as np
 
 
-def main(model_uri: str, images_file: str, labels_file: str) -> None:
-    model = mlflow.pyfunc.load_model(model_uri)
-    images, labels = np.load(images_file), np.load(labels_file)
+def main(images_file: str, answers_file: str, *model_uris: str) -> None:
+    images = np.load(images_file)
+    np.save(answers_file, [answers(model_uri, images) for model_uri in model_uris])
+
+
+def answers(model_uri: str, images: np.ndarray) -> np.ndarray:
+    try:
+        model = mlflow.pyfunc.load_model(model_uri)
+    except Exception as error:  # whatever it is, it says that users cannot load it
+        sys.exit(f"{model_uri} cannot be loaded by a fresh process: {' '.join(str(error).split())}")
     # The same batches as in learning/evaluate.py: another order of the sums could turn a draw.
     batches = np.split(images, range(1000, len(images), 1000))
-    predictions = np.concatenate([model.predict(batch).argmax(axis=1) for batch in batches])
-    print(int((predictions == labels).sum()))
+    return np.concatenate([model.predict(batch).argmax(axis=1) for batch in batches])
 
 
 if __name__ == "__main__":
