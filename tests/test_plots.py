@@ -46,6 +46,24 @@ def test_no_seed_is_a_figure_too():
     draw(plots.seeds({}, 99.4))
 
 
+def test_steps_side_by_side():
+    accuracies = {"step1": [[20.0, 98.0, 98.5, 98.7]], "step4": [[97.0, 99.1, 99.5, 99.6], [96.0, 99.0, 99.2, 99.4]]}
+    figure = plots.steps({"step1": 6_379_786, "step4": 7_484}, accuracies, [99.4])
+    draw(figure)
+    sizes, curves = figure.axes
+    points = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in sizes.get_lines()}
+    assert points["step1"] == ([6_379_786], [98.7])
+    assert points["step4"] == ([7_484] * 2, [99.6, 99.4])
+    assert sizes.get_xscale() == "log"
+    assert [list(line.get_ydata()) for line in curves.get_lines()[:3]] == [*accuracies["step1"], *accuracies["step4"]]
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == [
+        "step1 (n = 1)", "step4 (n = 2)", "target 99.4 %",
+    ]  # fmt: skip
+    low, high = curves.get_ylim()
+    assert 90 < low < 98.5  # the first epochs may be out of sight
+    assert high > 99.6
+
+
 def test_the_confusion_matrix_shows_every_count():
     counts = np.arange(100).reshape(10, 10)
     figure = plots.confusion_matrix(counts)

@@ -149,7 +149,7 @@ def notes(entries: Mapping[str, Entry | None], dataset: str) -> list[str]:
             said.append(f"{step} has no finished run on {dataset}: it is missing here.")
         else:
             if entry.left_out:
-                said.append(f"{step}: {entry.left_out} other runs, older or of another code or recipe, are left out.")
+                said.append(f"{step}: other runs left out, older or of another code or recipe: {entry.left_out}.")
             record = entry.record
             said.append(f"{step}: {record['machine']}, torch {record['versions'].get('torch', '?')}.")
     return said

@@ -75,8 +75,9 @@ def steps(
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     # The first epochs are far below: with them the last percent would be one line.
     shown = [*targets, *(value for runs in accuracies.values() for run in runs for value in run[len(run) // 2 :])]
-    curves.set_ylim(*_around(shown))
-    curves.legend()
+    if shown:
+        curves.set_ylim(*_around(shown))
+        curves.legend()
     return figure
 
 
