@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
 
-.PHONY: setup $(STEPS) repeat predict ui serve test quick check bench lock
+.PHONY: setup $(STEPS) all compare repeat predict promote rollback ui serve test quick check bench lock
 
 setup: .venv/.installed
 
@@ -18,11 +18,8 @@ setup: .venv/.installed
 # The environment's programs come first, so that `mlflow run` calls its python.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-$(STEPS): setup
+$(STEPS) all compare repeat promote rollback: setup
 	mlflow run . -e $@ --env-manager local $(ARGS)
-
-repeat: setup
-	mlflow run . -e repeat --env-manager local $(ARGS)
 
 predict: setup
 	mlflow run . -e predict --env-manager local -P images='$(IMAGES)'

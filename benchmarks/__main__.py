@@ -1,16 +1,17 @@
 """`make bench`: this project against the notebook's way, in one run; the figures are kept in results/benchmark.json."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
 import click
 import torch
 
-from benchmarks import epoch, overhead, target
+from benchmarks import epoch, overhead, serving, target
 from src.lifecycle.provenance import machine, versions
 
-PARTS = {"epoch": epoch.measure, "target": target.measure, "overhead": overhead.measure}
+PARTS = {"epoch": epoch.measure, "target": target.measure, "overhead": overhead.measure, "serving": serving.measure}
 RESULT = Path(__file__).parents[1] / "results" / "benchmark.json"
 
 
@@ -19,7 +20,7 @@ RESULT = Path(__file__).parents[1] / "results" / "benchmark.json"
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="of each measurement")
 @click.option("--keep/--no-keep", default=True, show_default=True, help="write results/benchmark.json")
 def main(parts: tuple[str, ...], repeats: int, keep: bool) -> None:
-    """Time an epoch (some minutes), the way to the target (half an hour), and what is not training (some minutes)."""
+    """Time an epoch, the way to the target (half an hour), what is not training, and answers; some minutes each."""
     click.echo(f"{machine(torch.device('cpu'))}, load {os.getloadavg()[0]:.1f}: other work beside this one spoils it")
     for part in parts or PARTS:
         click.echo(f"{part}:")
@@ -34,4 +35,6 @@ def main(parts: tuple[str, ...], repeats: int, keep: bool) -> None:
 
 
 if __name__ == "__main__":
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     main()

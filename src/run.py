@@ -33,6 +33,7 @@ from src.lifecycle import (
 from src.options import DEFAULTS, Number, option, reuse_option, seed_option, training_options, validation_option
 
 CHECKPOINTS = Path("checkpoints")
+SHEET = 80  # images on the contact sheet of a prediction
 MODELS = {registry.model_name(name): name for name in data.DATASETS if name != "auto"}
 STEPS = tuple(sorted(file.stem for file in (Path(__file__).parents[1] / "steps").glob("*.py")))
 
@@ -67,12 +68,17 @@ def predict_images(images: str, model: str) -> None:
     files = predict.find_images(images)
     tracking.connect()
     with tracking.run("predict", {}):
-        loaded = predict.load(model)
-        predictions, refused = predict.predict(loaded, files)
-        tracking.log_predictions([asdict(row) for row in predictions], refused, model, loaded.metadata)
-        for row in predictions:
-            second = f"then {row.second_digit}  {row.second_probability:7.2%}"
-            click.echo(f"{row.file}  {row.digit}  {row.probability:7.2%}   {second}")
+        loaded, lineage = predict.load(model)
+        predictions, seen, refused = predict.predict(loaded, files)
+        shown = predictions[:SHEET]
+        sheet = plots.sheet(
+            seen[:SHEET],
+            [f"{Path(row.file).name[-18:]}\n{row.digit} ({row.probability:.0%})" for row in shown],
+            f"{len(shown)} of {len(predictions):,} images, as the model saw them",
+        )
+        tracking.log_predictions([asdict(row) for row in predictions], refused, sheet, lineage)
+        if predictions:
+            click.echo(predict.table(predictions))
         for file, reason in refused.items():
             click.echo(f"{file}  left out: {reason}", err=True)
         if not predictions:

@@ -12,6 +12,8 @@ import pytest
 from conftest import Project, wait_until
 from PIL import Image
 
+from benchmarks import written
+
 pytestmark = pytest.mark.slow
 
 
@@ -168,3 +170,8 @@ def test_two_epochs_of_step4_on_mnist(mnist, project):
     assert run.data.metrics["final_test_accuracy"] >= 98.5
     assert run.data.tags["gate"] == "failed"  # two epochs are not five
     assert run.data.params["run.dataset"] == "mnist"
+    mlflow.set_tracking_uri(project.tracking_uri)
+    model = mlflow.pyfunc.load_model(f"models:/{run.outputs.model_outputs[0].model_id}")
+    images, labels = mnist.test_images[:1000].numpy(), mnist.test_labels[:1000].numpy()
+    found = written.accuracies(model, images, labels, written.KINDS)
+    assert found["as files"] >= 0.99 * found["as they are"]  # whatever their size, polarity, place and format

@@ -98,14 +98,40 @@ def test_each_answer_belongs_to_its_file_and_the_unreadable_are_named(tmp_path, 
     (tmp_path / "3b.png").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("left alone")
     files = predict.find_images(tmp_path)
-    predictions, refused = predict.predict(Brightest(), files)
+    predictions, seen, refused = predict.predict(Brightest(), files)
     assert [row.file for row in predictions] == [str(tmp_path / f"{number}.png") for number in range(8)]
     assert sorted(refused) == [str(tmp_path / "2b.png"), str(tmp_path / "3b.png")]
+    assert len(seen) == len(predictions)
     for number, row in enumerate(predictions):
-        alone = Brightest().predict(predict.to_frame(Image.fromarray(digits.test_images[number].numpy()))[None])[0]
+        frame = predict.to_frame(Image.fromarray(digits.test_images[number].numpy()))
+        assert (seen[number] == frame).all()
+        alone = Brightest().predict(frame[None])[0]
         assert (row.digit, row.probability) == (7, pytest.approx(alone[7]))
         assert row.second_digit != 7
         assert row.second_probability < row.probability
+
+
+def test_the_table_for_the_screen():
+    rows = [predict.Prediction(f"{number:03}.png", number % 10, 0.9, 3, 0.05) for number in range(120)]
+    lines = predict.table(rows[:2]).splitlines()
+    assert lines[1:] == ["000.png      0       90.00%  3 (5.00%)", "001.png      1       90.00%  3 (5.00%)"]
+    assert lines[0].split("  ")[0].strip() == "file"
+    many = predict.table(rows).splitlines()
+    assert len(many) == 102
+    assert many[-1] == "… and 20 more, in predictions.csv"
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tiff", "gif"])
+def test_formats(suffix, tmp_path, digits):
+    picture = on_canvas(digit(digits, 4), zoom=2)
+    file = tmp_path / f"four.{suffix}"
+    if suffix == "gif":  # the first frame counts
+        picture.save(file, save_all=True, append_images=[Image.new("L", picture.size)])
+    else:
+        picture.save(file)
+    _, (frame,), refused = predict.predict(Brightest(), predict.find_images(file))
+    assert not refused
+    assert np.corrcoef(frame.ravel(), predict.to_frame(picture).ravel())[0, 1] > 0.98
 
 
 def test_nothing_to_predict_from(tmp_path):

@@ -10,13 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import ROOT, Project, wait_until
+from conftest import ROOT, Project
+
+from benchmarks.server import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -60,24 +60,8 @@ def adapted(block: str) -> str:
     block = re.sub(r"^make test$", "make --dry-run test", block, flags=re.M)
     block = re.sub(r"^make (step\d)$", r'make \1 ARGS="-P dataset=digits"', block, flags=re.M)
     block = block.replace("-P seeds=10", "-P seeds=2")
+    block = re.sub(r"^(.*mlflow run \. -e (promote|rollback) .*)$", r"\1 -P model=digits-cnn", block, flags=re.M)
     return re.sub(r"^(.*mlflow run \. -e (step\d|repeat) .*)$", r"\1 -P dataset=digits -P epochs=2", block, flags=re.M)
-
-
-def wait_for(port: int, process: subprocess.Popen) -> None:
-    """Until something answers on the port."""
-
-    def answers():
-        assert process.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):
-                return True
-        except urllib.error.HTTPError as answer:
-            answer.close()
-            return True
-        except OSError:
-            return False
-
-    wait_until(answers, seconds=120, for_what=f"an answer on port {port}")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0][:50])

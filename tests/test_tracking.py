@@ -113,7 +113,7 @@ def test_a_figure_of_the_validation_slice_never_goes_by_a_test_figures_name(stor
     history = [{key.replace("test_", "validation_"): value for key, value in row.items()} for row in trained.history]
     logged = {}
     monkeypatch.setattr(tracking.mlflow, "log_metrics", lambda metrics, **_: logged.update(metrics))
-    monkeypatch.setattr(tracking, "_log_model", lambda *_: type("Info", (), {"model_id": "m-0"}))
+    monkeypatch.setattr(tracking, "log_model", lambda *_: type("Info", (), {"model_id": "m-0"}))
     evaluation = evaluate(trained.result, held.test_images, held.test_labels)
     with tracking.run("x", {}):
         tracking.log_end(
@@ -127,15 +127,21 @@ def test_a_figure_of_the_validation_slice_never_goes_by_a_test_figures_name(stor
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
-    [(ValueError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED"), (None, "FINISHED")],
+    ("error", "status", "said"),
+    [
+        (ValueError("no\ngood"), "FAILED", "no good"),
+        (KeyboardInterrupt(), "KILLED", None),
+        (SystemExit(143), "KILLED", None),
+        (None, "FINISHED", None),
+    ],
 )
-def test_a_run_ends_as_it_truly_did(store, error, status):
+def test_a_run_ends_as_it_truly_did(store, error, status, said):
     expected = pytest.raises(type(error)) if error else contextlib.nullcontext()
     with expected, tracking.run("doomed", {}) as run_id:
         if error:
             raise error
-    assert store.get_run(run_id).info.status == status
+    run = store.get_run(run_id)
+    assert (run.info.status, run.data.tags.get("error")) == (status, said)
 
 
 def test_the_run_that_mlflow_run_opened_is_taken_over(store, monkeypatch):

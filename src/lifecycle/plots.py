@@ -102,14 +102,23 @@ def confusion_matrix(counts: np.ndarray) -> Figure:
 
 def mistakes(images: np.ndarray, labels: Sequence[int], guesses: Sequence[int], sureness: Sequence[float]) -> Figure:
     """A sheet of wrongly classified images (uint8 (N, 28, 28)), each with its label, the guess and its probability."""
+    titles = [
+        f"{label} taken for {guess}\n{probability:.0%}"
+        for label, guess, probability in zip(labels, guesses, sureness, strict=True)
+    ]
+    return sheet(images, titles, "" if titles else "no mistakes")
+
+
+def sheet(images: np.ndarray, titles: Sequence[str], heading: str = "") -> Figure:
+    """Images (uint8 (N, 28, 28)) in rows of eight, each with its title."""
     columns, rows = 8, max(1, -(-len(images) // 8))
     figure = Figure(figsize=(columns * 1.2, rows * 1.5), layout="constrained")
-    sheet = figure.subplots(rows, columns, squeeze=False)
-    for axes in sheet.flat:
+    places = figure.subplots(rows, columns, squeeze=False)
+    for axes in places.flat:
         axes.axis("off")
-    for axes, image, label, guess, probability in zip(sheet.flat, images, labels, guesses, sureness, strict=False):
+    for axes, image, title in zip(places.flat, images, titles, strict=False):
         axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-        axes.set_title(f"{label} taken for {guess}\n{probability:.0%}", fontsize=7)
-    if len(images) == 0:
-        figure.suptitle("no mistakes")
+        axes.set_title(title, fontsize=7)
+    if heading:
+        figure.suptitle(heading)
     return figure

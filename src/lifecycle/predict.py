@@ -1,5 +1,6 @@
 """Image files to digits: each file is brought into MNIST's frame, and a registered model is asked."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import mlflow.pyfunc
 import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from PIL import Image, UnidentifiedImageError
 from scipy.ndimage import center_of_mass
 from tqdm import tqdm
@@ -81,17 +83,31 @@ def to_frame(picture: Image.Image) -> np.ndarray:
     return frame
 
 
-def load(model_uri: str) -> PyFuncModel:
-    """Load a model, as `models:/mnist-cnn@champion`. Raises PredictError when the store has no such model."""
+def load(model_uri: str) -> tuple[PyFuncModel, dict[str, str]]:
+    """Load a model, as `models:/mnist-cnn@champion`, and say which it is: its lineage, as tags.
+
+    Raises PredictError when the store has no such model.
+    """
     try:
-        return mlflow.pyfunc.load_model(model_uri)
+        model = mlflow.pyfunc.load_model(model_uri)
     except MlflowException as error:
         raise PredictError(f"model is {model_uri!r}: it takes the URI of a model in this store ({error})") from error
+    lineage = {"model": model_uri, "model.id": model.metadata.model_id, "model.run_id": model.metadata.run_id}
+    with contextlib.suppress(MlflowException):  # it may be no registered model, but a run's own
+        client = mlflow.MlflowClient()
+        version = client.get_model_version(*get_model_name_and_version(client, model_uri))
+        lineage |= {"model.name": version.name, "model.version": str(version.version)}
+        lineage["dataset.digest"] = version.tags.get("dataset.digest")
+    return model, {name: value for name, value in lineage.items() if value}
 
 
-def predict(model: PyFuncModel, files: list[Path]) -> tuple[list[Prediction], dict[str, str]]:
-    """Ask the model about every file; also returns, by file, why those that could not be read were left out."""
-    predictions, refused = [], {}
+def predict(model: PyFuncModel, files: list[Path]) -> tuple[list[Prediction], np.ndarray, dict[str, str]]:
+    """Ask the model about every file.
+
+    Returns the predictions, the images as the model saw them (uint8 (N, 28, 28)), and of the files that could not be
+    read, by name, the reason.
+    """
+    predictions, seen, refused = [], [np.empty((0, 28, 28), np.uint8)], {}
     with tqdm(total=len(files), unit="image", desc="predicting", leave=False, disable=None) as bar:
         for start in range(0, len(files), BATCH):
             frames = {}
@@ -103,11 +119,25 @@ def predict(model: PyFuncModel, files: list[Path]) -> tuple[list[Prediction], di
                     refused[str(file)] = str(error)
                 bar.update()
             if frames:
-                probabilities = model.predict(np.stack(list(frames.values())))  # (B, 10)
+                seen.append(np.stack(list(frames.values())))
+                probabilities = model.predict(seen[-1])  # (B, 10)
                 predictions += [_prediction(file, row) for file, row in zip(frames, probabilities, strict=True)]
-    return predictions, refused
+    return predictions, np.concatenate(seen), refused
 
 
 def _prediction(file: Path, probabilities: np.ndarray) -> Prediction:
     second, first = probabilities.argsort()[-2:].tolist()
     return Prediction(str(file), first, float(probabilities[first]), second, float(probabilities[second]))
+
+
+def table(predictions: list[Prediction], most: int = 100) -> str:
+    """What is shown on the screen: a line a file, and of very many the first."""
+    width = max((len(row.file) for row in predictions[:most]), default=0)
+    lines = [f"{'file':{width}}  digit  probability  second guess"]
+    lines += [
+        f"{row.file:{width}}  {row.digit:5}  {row.probability:11.2%}  {row.second_digit} ({row.second_probability:.2%})"
+        for row in predictions[:most]
+    ]
+    if len(predictions) > most:
+        lines.append(f"… and {len(predictions) - most:,} more, in predictions.csv")
+    return "\n".join(lines)

@@ -66,7 +66,7 @@ def _head(step: str, run: Run) -> dict:
         "versions": {key.removeprefix("versions."): tags[key] for key in sorted(tags) if key.startswith("versions.")},
         "machine": tags["machine"],
         "threads": int(params["run.threads"]),
-        "commit": tags["mlflow.source.git.commit"],
+        "commit": tags.get("mlflow.source.git.commit"),  # none outside a clone
     }
 
 

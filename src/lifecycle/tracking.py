@@ -17,7 +17,7 @@ import torchsummary
 from filelock import FileLock
 from matplotlib.figure import Figure
 from mlflow.entities import Run
-from mlflow.models import Model, ModelSignature
+from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -65,13 +65,16 @@ def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterat
         except (KeyboardInterrupt, SystemExit):
             mlflow.end_run("KILLED")
             raise
+        except Exception as error:
+            note_error(str(error), active.info.run_id)
+            raise
 
 
-def note_error(message: str) -> None:
-    """Leave the message on the run that `mlflow run` has opened for this process, if it has."""
-    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+def note_error(message: str, run_id: str | None = None) -> None:
+    """Leave the message on the run, or on the one that `mlflow run` has opened and nothing has taken over yet."""
+    if run_id := run_id or os.environ.get("MLFLOW_RUN_ID"):
         with contextlib.suppress(mlflow.MlflowException):  # the store itself may be what failed
-            mlflow.MlflowClient().set_tag(run_id, "error", message)
+            mlflow.MlflowClient().set_tag(run_id, "error", " ".join(message.split()))
 
 
 def log_start(
@@ -210,7 +213,7 @@ def log_end(
     mlflow.set_tag("mlflow.note.content", report)  # what the UI shows as the run's description
     mlflow.log_dict({**asdict(verdict), "target": asdict(target)}, "gate.json")
     mlflow.set_tags({"gate": "passed" if verdict.passed else "failed", "gate.reason": "; ".join(verdict.reasons)})
-    model = _log_model(classifier, dataset)
+    model = log_model(classifier, dataset)
     figures = summarise([row[f"{split}_accuracy"] for row in history], target)
     named = {name: figures[figure] for figure, name in metric_names(split).items()}
     named["parameters"] = classifier.parameters_count
@@ -258,15 +261,18 @@ def close(run_id: str, status: str, error: str) -> None:
     client.set_tag(run_id, "error", error)
 
 
-def log_predictions(rows: Sequence[Mapping[str, object]], refused: Mapping[str, str], model_uri: str, model: Model):
-    """The answers as a table, the files left out with their reasons, and which model gave the answers."""
-    mlflow.set_tags({"model": model_uri, "model.id": model.model_id, "model.run_id": model.run_id})
+def log_predictions(
+    rows: Sequence[Mapping[str, object]], refused: Mapping[str, str], sheet: Figure, lineage: Mapping[str, str]
+) -> None:
+    """The answers as a table and as a picture, the files left out with their reasons, and which model answered."""
+    mlflow.set_tags(lineage)
     mlflow.log_text(pd.DataFrame(rows).to_csv(index=False), "predictions.csv")
+    mlflow.log_figure(sheet, "contact_sheet.png")
     mlflow.log_dict(dict(refused), "refused.json")
     mlflow.log_metrics({"predicted": len(rows), "refused": len(refused)})
 
 
-def _log_model(classifier: Classifier, dataset: Dataset) -> ModelInfo:
+def log_model(classifier: Classifier, dataset: Dataset) -> ModelInfo:
     """Export the classifier: on the CPU, without pickle, for any number of images."""
     model = copy.deepcopy(classifier).cpu().eval()  # in training mode dropout would be exported too
     return mlflow.pytorch.log_model(

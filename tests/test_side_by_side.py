@@ -1,0 +1,118 @@
+"""All four steps in one go, their comparison, and MLflow's UI with them in a real browser."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from conftest import Project
+
+from benchmarks.server import server
+
+pytestmark = pytest.mark.slow
+STEPS = ("step1", "step2", "step3", "step4")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def trained(project):
+    """All steps on the digits, an epoch each."""
+    done = project.mlflow_run("all", dataset="digits", epochs=1)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def newest(project, name):
+    return next(run for run in project.runs() if run.info.run_name == name)
+
+
+def comparison(project, run):
+    return Path(project.client().download_artifacts(run.info.run_id, "compare.md")).read_text()
+
+
+def test_all_are_nested_and_compared(project, trained):
+    parent = newest(project, "all")
+    assert parent.info.status == "FINISHED"
+    nested = [run for run in project.runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert [run.info.run_name for run in nested] == [f"{step} seed 0" for step in reversed(STEPS)]
+    assert {run.info.status for run in nested} == {"FINISHED"}
+    kept = {file.path for file in project.client().list_artifacts(parent.info.run_id)}
+    assert kept == {"compare.md", "compare.html", "compare.csv", "compare.png"}
+    table = comparison(project, parent)
+    for run in nested:
+        step, accuracy = run.data.tags["step"], run.data.metrics["final_test_accuracy"]
+        assert f"| {step} | {run.data.metrics['parameters']:,.0f} | 1 | 1 | {accuracy:.2f} |" in table
+        assert f"{step}: {run.data.metrics['parameters']:,.0f} parameters, final {accuracy:.2f} %" in trained.stdout
+    assert trained.stdout.count("epoch  1/1") == 4  # what the steps print is shown
+
+
+def test_again_they_are_reused_and_one_that_fails_is_missing(project, trained):
+    step2 = project.folder / "steps" / "step2.py"
+    text = step2.read_text()
+    step2.write_text(text + "\n\nNetwork.forward = lambda self, images: 1 / 0\n")
+    done = project.mlflow_run("all", dataset="digits", epochs=1)
+    step2.write_text(text)
+    assert done.returncode != 0
+    assert [line.split(":")[0] for line in done.stdout.splitlines() if line.endswith("(reused)")] == [
+        "step1 seed 0", "step3 seed 0", "step4 seed 0",
+    ]  # fmt: skip
+    message = "1 of 4 runs failed, the first of them step2 seed 0: ZeroDivisionError: division by zero"
+    assert f"error: {message}" in done.stderr
+    parent = newest(project, "all")
+    assert (parent.info.status, parent.data.tags["error"]) == ("FAILED", message)
+    assert "step2: no finished run" in done.stdout
+    assert "| step2 | – | 0 | – | no finished run |" in comparison(project, parent)
+    failed = newest(project, "step2 seed 0")
+    assert (failed.info.status, failed.data.tags["mlflow.parentRunId"]) == ("FAILED", parent.info.run_id)
+
+
+def test_compare_by_itself(project, trained):
+    done = project.mlflow_run("compare")
+    assert done.returncode == 0, done.stderr
+    assert "step4: 7,484 parameters, final" in done.stdout
+    run = newest(project, "compare")
+    assert run.data.tags["compare"] == "digits"  # there is no run on MNIST
+    table = comparison(project, run)  # of the newest finished runs, as at first
+    assert "no finished run" not in table
+    assert table == comparison(project, [run for run in project.runs() if run.info.run_name == "all"][-1])
+
+
+def shown(url: str, profile: Path) -> str:
+    """The text of the page, once its scripts have run."""
+    quiet = ("gpu", "background-networking", "component-update", "sync")
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in quiet),
+            f"--user-data-dir={profile}", "--window-size=2400,1600", "--virtual-time-budget=60000", "--dump-dom", url,
+        ],
+        capture_output=True, text=True, timeout=180, check=True,
+    )  # fmt: skip
+    return " ".join(unescape(re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", done.stdout, flags=re.S)).split())
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+def test_the_ui_shows_them_side_by_side(project, trained, tmp_path):
+    runs = [run for run in project.runs() if run.data.tags.get("step") and run.info.status == "FINISHED"]
+    assert sorted(run.data.tags["step"] for run in runs) == list(STEPS)
+    ids = quote("[" + ",".join(f'"{run.info.run_id}"' for run in runs) + "]")
+    mlflow = str(Path(sys.executable).with_name("mlflow"))
+    with server([mlflow, "ui", "--backend-store-uri", project.tracking_uri], os.environ) as port:
+        text = shown(f"http://127.0.0.1:{port}/#/compare-runs?runs={ids}&experiments=[%220%22]", tmp_path)
+    for run in runs:
+        assert run.info.run_name in text
+        for name in ("recipe.lr", "recipe.batch_size", "recipe.schedule"):
+            assert f"{name} " in text
+            assert run.data.params[name] in text
+        for name, shown_as in (("parameters", "{:.0f}"), ("final_test_accuracy", "{:.4g}")):
+            assert f"{name} " in text
+            assert f" {shown_as.format(run.data.metrics[name])} " in text
