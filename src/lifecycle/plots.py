@@ -69,7 +69,9 @@ def steps(
         axes.grid(alpha=0.3)
     sizes.set(xscale="log", xlabel="parameters")
     sizes.xaxis.set_major_formatter("{x:,.0f}")
-    sizes.xaxis.set_minor_formatter("{x:,.0f}" if len(set(parameters.values())) < 4 else NullFormatter())
+    counts = parameters.values()
+    within_a_decade = counts and max(counts) < 10 * min(counts)  # there is one major tick at most
+    sizes.xaxis.set_minor_formatter("{x:,.0f}" if within_a_decade else NullFormatter())
     sizes.margins(x=0.15)
     curves.set_xlabel("epoch")
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
