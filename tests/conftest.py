@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from torch import nn
 
 from src.learning import data, train
@@ -20,6 +21,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     # Each worker, and all that it starts, keeps to a core: threads that wait for each other on shared cores crawl.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    torch.set_num_threads(1)  # it counted the cores before
 SHARED_MNIST = ROOT.parent / "shared" / "mnist"
 if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves as mirror
     os.environ.setdefault("MNIST_MIRROR", SHARED_MNIST.as_uri() + "/")

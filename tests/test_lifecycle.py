@@ -110,7 +110,7 @@ def test_a_missed_target_is_a_finished_run_with_nothing_registered(project, trai
     ("parameters", "message"),
     [
         ({"epochs": "abc"}, "error: epochs is 'abc': it takes a whole number at least 1"),
-        ({"nonsense": "1"}, "error: nonsense is no parameter of step4: it takes seed, dataset"),
+        ({"nonsense": "1"}, "error: nonsense is no parameter of step4: it takes seed, validation, dataset"),
     ],
 )
 def test_a_bad_parameter_is_a_failed_run(project, trained, parameters, message):

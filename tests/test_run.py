@@ -1,7 +1,5 @@
 """The command line: every bad value is one line that names the parameter, what it got and what it takes."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torchvision import datasets
@@ -70,6 +68,11 @@ def test_a_bad_value(name, value, message, capsys, store):
         (["repeat", "--seeds", "0"], "seeds is 0: it takes a whole number at least 1"),
         (["repeat", "--jobs", "two"], "jobs is 'two': it takes a whole number at least 1"),
         (["repeat", "--reuse", "maybe"], "'maybe' is not a valid boolean"),
+        (["all", "--validation", "100"], "validation is no parameter of all: it takes seed, reuse, dataset"),
+        (["compare", "--dataset", "letters"], "'letters' is not one of"),
+        (["promote"], "Missing option '--version'"),
+        (["promote", "--version", "1", "--model", "letters-cnn"], "'letters-cnn' is not one of"),
+        (["promote", "--version", "1", "--force", "maybe"], "'maybe' is not a valid boolean"),
     ],
 )
 def test_a_bad_command(arguments, message, capsys):
@@ -169,8 +172,7 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
 
 def test_a_predict_that_can_read_nothing_is_a_failed_run(store, tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.png").write_text("not a picture")
-    metadata = SimpleNamespace(model_id="m-0", run_id="r-0")
-    monkeypatch.setattr(run.predict, "load", lambda _: SimpleNamespace(metadata=metadata))
+    monkeypatch.setattr(run.predict, "load", lambda _: (None, {}))
     with pytest.raises(SystemExit) as stopped:
         run.main(["predict", "--images", str(tmp_path)])
     printed = capsys.readouterr().err
@@ -178,6 +180,14 @@ def test_a_predict_that_can_read_nothing_is_a_failed_run(store, tmp_path, monkey
     assert "broken.png  left out: cannot identify image file" in printed
     assert "error: none of the files could be read" in printed
     assert run_status(store) == [("predict", "FAILED")]
+
+
+def test_a_change_of_champion_that_cannot_be_is_a_failed_run(store, capsys):
+    code, line = refused(capsys, "promote", "--version", "3", "--model", "digits-cnn")
+    assert (code, line) == (2, "version is '3': it takes a version of digits-cnn, which has none")
+    code, line = refused(capsys, "rollback", "--model", "digits-cnn")
+    assert (code, line) == (1, "digits-cnn has no version yet: a run that passes the gate registers one")
+    assert run_status(store) == [("rollback digits-cnn", "FAILED"), ("promote digits-cnn", "FAILED")]
 
 
 def test_an_interrupted_run_is_killed(store, capsys, monkeypatch):
