@@ -27,6 +27,8 @@ predict: setup
 ui: setup
 	mlflow ui $(ARGS)
 
+# The models are exported on the CPU; MLflow would put them on a CUDA device where there is one.
+serve: export MLFLOW_DEFAULT_PREDICTION_DEVICE := cpu
 serve: setup
 	mlflow models serve --model-uri models:/mnist-cnn@champion --env-manager local --port 5001
 

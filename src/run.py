@@ -118,8 +118,11 @@ def all_steps(seed: int, **given) -> None:
         tasks = [(step, seed) for step in STEPS]
         outcomes = list(train_nested(tasks, loaded, parent, jobs=1, quiet=False, given=given))
         made = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
-        entries = {step: compare.collect(step, loaded.name, made[step]) if step in made else None for step in STEPS}
-        log_comparison(entries, loaded.name)
+        entries = {
+            step: compare.collect(step, loaded.digest, like=made[step], recipe={}) if step in made else None
+            for step in STEPS
+        }
+        log_comparison(entries, loaded.name, {outcome.step: outcome.error for outcome in outcomes if outcome.error})
         nested.check(outcomes)
 
 
@@ -127,16 +130,22 @@ def all_steps(seed: int, **given) -> None:
 @option("dataset", default="auto", type=click.Choice(data.DATASETS), help="whose runs; auto: MNIST's, if there are any")
 def compare_steps(dataset: str) -> None:
     tracking.connect()
-    dataset = compare.dataset_at_hand() if dataset == "auto" else dataset
-    with tracking.run("compare", {"compare": dataset}):
-        log_comparison({step: compare.collect(step, dataset) for step in STEPS}, dataset)
+    with tracking.run("compare", {}):
+        if not (newest := compare.newest(dataset)):
+            raise compare.CompareError(
+                f"dataset is {dataset!r}: the store has no finished run to compare; train a step"
+            )
+        name, digest = newest.data.params["run.dataset"], newest.data.tags["dataset.digest"]
+        recipes = {step: asdict(load_step(step).RECIPE) for step in STEPS}
+        log_comparison({step: compare.collect(step, digest, recipe=recipes[step]) for step in STEPS}, name, {})
 
 
-def log_comparison(entries: Mapping[str, compare.Entry | None], dataset: str) -> None:
+def log_comparison(entries: Mapping[str, compare.Entry | None], dataset: str, failed: Mapping[str, str]) -> None:
     """Leave the comparison on the run, and show it in short."""
-    table, said, figure = compare.rows(entries, dataset), compare.notes(entries, dataset), compare.figure(entries)
+    table, figure = compare.rows(entries, dataset), compare.figure(entries)
+    said = compare.notes(entries, dataset, failed)
     pages = compare.markdown(table, said), compare.page(table, said, figure)
-    tracking.log_comparison(*pages, compare.numbers(entries), figure)
+    tracking.log_comparison(dataset, *pages, compare.numbers(entries, table), figure)
     for row in table:
         click.echo(compare.line(row))
 
@@ -146,17 +155,25 @@ def train_nested(
 ) -> Iterator[nested.Outcome]:
     """Train each (step, seed) in a run nested in the parent, or reuse a finished run of it; a line for each."""
     device = train.prepare(0, given["device"], None)
-    goals = {step: target_of(load_step(step), loaded, given) for step, _ in tasks}
-    missing = []
+    missing, reused = [], []
     for step, seed in tasks:
-        recipe = recipe_of(load_step(step), given)
-        same = provenance.fingerprint(step, recipe=recipe, target=goals[step], dataset=loaded, seed=seed, device=device)
+        try:
+            module = load_step(step)
+        except Exception as error:  # whatever is wrong with its file, the other steps can do without it
+            yield nested.Outcome(step, seed, "", error=f"{type(error).__name__}: {error}")
+            continue
+        goal = target_of(module, loaded, given)
+        same = provenance.fingerprint(
+            step, recipe=recipe_of(module, given), target=goal, dataset=loaded, seed=seed, device=device
+        )
         if given["reuse"] and (found := tracking.find_same(same)):
             outcome = nested.Outcome.of(step, seed, found.info.run_id, loaded.split, reused=True)
-            click.echo(nested.outcome_line(outcome, goals[step]))
+            reused.append(found.info.run_id)
+            click.echo(nested.outcome_line(outcome, goal))
             yield outcome
         else:
             missing.append((step, seed))
+    tracking.note_reused(reused)
     parameters = {name: "" if value is None else value for name, value in given.items() if name != "reuse"} | {
         "dataset": loaded.name,  # auto is decided once
         "device": device.type,
@@ -164,7 +181,7 @@ def train_nested(
     }
     running = nested.train(missing, parameters, jobs=jobs, parent=parent, split=loaded.split, quiet=quiet)
     for outcome in tqdm(running, total=len(missing), unit="run", disable=None):
-        tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
+        tqdm.write(nested.outcome_line(outcome, target_of(load_step(outcome.step), loaded, given)))
         yield outcome
 
 
@@ -200,6 +217,7 @@ def change_champion(
     tracking.connect()
     with tracking.run(f"{name} {model}", {name: model}):
         done = change(data.load(MODELS[model], data_dir or None), why)
+        click.echo(done.details)
         for entry in registry.trail(model):
             click.echo(entry)
         if not done.champion:
@@ -293,9 +311,8 @@ def finish(
     step: ModuleType, name: str, seed: int, run_id: str, training: train.Training, loaded: data.Dataset, goal
 ) -> None:
     """What follows the last epoch."""
-    classifier, history = training.result, training.history
-    images = loaded.test_images.to(classifier.mean.device)
-    evaluation = evaluate(classifier, images, loaded.test_labels.to(images.device))
+    classifier, history = training.result.cpu(), training.history  # where its export will answer
+    evaluation = evaluate(classifier, loaded.test_images, loaded.test_labels)
     verdict = gate.judge(history, classifier.parameters_count, goal)
     model = tracking.log_end(
         classifier=classifier,
@@ -310,6 +327,7 @@ def finish(
     if verdict.passed:
         registration = registry.register(model, run_id, name, verdict, evaluation, loaded)
         role = "champion" if registration.champion else "challenger"
+        click.echo(registration.details)
         click.echo(f"registered {registration.name} version {registration.version} as {role}: {registration.reason}")
     else:
         click.echo("nothing registered")
@@ -330,6 +348,7 @@ def main(arguments: list[str] | None = None) -> None:
         data.DataError,
         predict.PredictError,
         checkpoint.CheckpointError,
+        compare.CompareError,
         records.RecordError,
         nested.NestedError,
         train.DivergedError,
@@ -353,4 +372,5 @@ if __name__ == "__main__":
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # they are small, and many
+    os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")  # the models are exported there
     main()

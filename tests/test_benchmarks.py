@@ -1,12 +1,14 @@
 """The benchmarks' own arithmetic, and that the loops they compare learn; no time is tested."""
 
+import copy
 import json
+import time
 
 import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks import epoch, notebook, search, target
+from benchmarks import epoch, notebook, search, serving, target
 from steps import step4
 
 
@@ -59,6 +61,14 @@ def test_step4_is_a_candidate_of_the_search():
              and [str(layer) for layer in candidate.network().layers] == layers]  # fmt: skip
     assert len(found) == 1
     assert found[0] in {line["candidate"] for line in search.kept()}
+
+
+def test_the_ways_to_an_answer_agree(digits, trained):
+    images = digits.test_images[:3].numpy()
+    classifier = copy.deepcopy(trained.result).eval()
+    expected = classifier(digits.test_images[:3]).detach().numpy()
+    assert serving._torch(classifier)(images) == pytest.approx(expected)
+    assert serving._calls_a_second(lambda asked: time.sleep(0.01), images) < 100
 
 
 def test_a_kept_benchmark_says_what_it_was_measured_on():

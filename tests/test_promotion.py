@@ -58,14 +58,16 @@ def test_the_line_between_better_and_not():
 def test_the_words_show_both_tables():
     challenger, champion = candidate("12", (3, 13, 4)), candidate("7", (3, 5, 15, 25))
     decision = promotion.decide(challenger, champion, LABELS)
-    text = promotion.markdown(challenger, champion, LABELS, decision)
-    assert text.startswith("**Not promoted, version 7 stays champion**: not significantly better than version 7 (")
+    text = promotion.markdown(challenger, champion, LABELS, decision, promoted=False)
+    assert text.startswith("**Not promoted**: not significantly better than version 7 (")
+    forced = promotion.markdown(challenger, champion, LABELS, decision, promoted=True)
+    assert forced == text.replace("**Not promoted**", "**Promoted by force**")
     assert "| version 12 right | 994 | 3 |\n| version 12 wrong | 2 | 1 |" in text
     assert "| version 12 | 0 | 0 | 0 | 2 | 1 | 0 | 0 | 0 | 0 | 0 | 3 |" in text
     assert "| version 7 | 0 | 0 | 0 | 1 | 0 | 3 | 0 | 0 | 0 | 0 | 4 |" in text
 
 
 def test_the_first_has_no_rival():
-    text = promotion.markdown(candidate("1", (3,)), None, LABELS, promotion.FIRST)
+    text = promotion.markdown(candidate("1", (3,)), None, LABELS, promotion.FIRST, promoted=True)
     assert text.startswith("**Promoted**: there was no champion.")
     assert "| version 1 | 0 | 0 | 0 | 1 |" in text

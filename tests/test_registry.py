@@ -1,6 +1,8 @@
 """Registration, verification, promotion and rollback in a real registry."""
 
 import getpass
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +51,7 @@ def state(store):
 
 
 def trail():
-    return [(change.kind, change.before, change.after) for change in registry.trail("digits-cnn")]
+    return [(change.kind, change.before, change.after) for change in registry.trail("digits-cnn") if change.made]
 
 
 def test_the_first_becomes_champion_and_twice_is_once(store, tracked, trained, digits):
@@ -106,6 +108,9 @@ def test_from_champion_to_champion_and_back(store, near, trained, digits):
     assert registry.trail("digits-cnn")[-1].why.startswith(
         "an experiment; by force, though significantly worse than version 4"
     )
+    version = store.get_model_version("digits-cnn", "1")
+    assert version.description.startswith("**Promoted by force**: significantly worse than version 4")
+    assert version.tags["promotion.promoted"] == "True"
     assert trail() == [
         ("promotion", None, "1"),
         ("promotion", "1", "2"),
@@ -131,10 +136,21 @@ def test_rollback_passes_over_what_is_gone_and_what_was_never_done(store, near, 
             registry.roll_back(digits, why="regretted")
     assert aliases(store)["champion"] == "3"
     assert trail()[-1] == ("promotion", "2", "3")
+    assert str(registry.trail("digits-cnn")[-1]).endswith("regretted (announced, and never made)")
     store.delete_model_version("digits-cnn", "2")
     assert registry.roll_back(digits, why="regretted").version == "1"
     assert trail()[-1] == ("rollback", "3", "1")
     assert len(trail()) == 4  # version 2 is gone, its time as champion is not
+    with pytest.raises(registry.RegistryError, match="no earlier champion"):
+        registry.roll_back(digits, why="regretted")
+
+    store.set_registered_model_alias("digits-cnn", "champion", "3")  # by other means, as in MLflow's UI
+    registry.promote("1", digits, why="by hand", force=True)
+    assert registry.roll_back(digits, why="regretted").version == "3"
+    store.delete_model_version("digits-cnn", "3")  # the champion itself
+    assert aliases(store).get("champion") is None
+    assert registry.roll_back(digits, why="lost").version == "1"
+    assert aliases(store)["champion"] == "1"
 
 
 def test_nothing_to_roll_back_to(store, digits):
@@ -159,17 +175,64 @@ def test_what_does_not_answer_as_it_should_is_not_promoted(store, tracked, train
     with pytest.raises(ParameterError, match="version is '7': it takes a version of digits-cnn, which has 1"):
         registry.promote("7", digits, why="by hand")
     other = replace(digits, digest="0ther")
-    rival = track(trained, digits)
     with pytest.raises(registry.RegistryError, match="digits-cnn version 1 was measured on other data than this"):
-        registry.register(rival[2], rival[0], "small", rival[1], rival[3], other)
-    assert aliases(store)["champion"] == "1"
+        registry.verify([store.get_model_version("digits-cnn", "1")], other)
+    rival = track(trained, digits)
+    refused = registry.register(rival[2], rival[0], "small", rival[1], rival[3], other)
+    assert not refused.champion
+    assert refused.reason.startswith(
+        "version 1 stays champion, uncompared: digits-cnn version 1 was measured on other data than this"
+    )
 
     folder = mlflow.artifacts.download_artifacts(model.model_uri)
     (Path(folder) / "data" / "model.pt2").write_bytes(b"damaged")
-    smaller = track(trained, digits)
-    with pytest.raises(registry.VerificationError, match="models:/digits-cnn/1 cannot be loaded by a fresh process: "):
-        register(smaller, digits, parameters=1)
+    refused = register(track(trained, digits), digits, parameters=1)
+    assert not refused.champion
+    assert "uncompared: models:/digits-cnn/1 cannot be loaded by a fresh process: " in refused.reason
     assert aliases(store) == {"challenger": "3", "champion": "1"}
+    forced = registry.promote("3", digits, why="the champion is damaged", force=True)
+    assert forced.reason.startswith("by force, though not compared: models:/digits-cnn/1 cannot be loaded")
+    assert aliases(store) == {"challenger": "3", "champion": "3"}
+    with pytest.raises(registry.VerificationError, match="models:/digits-cnn/1 cannot be loaded"):
+        registry.roll_back(digits, why="regretted")
+    assert aliases(store)["champion"] == "3"
+
+
+def test_a_registration_that_was_cut_off_is_finished_by_the_same_run(
+    store, near, tracked, trained, digits, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "promote", lambda *_, **__: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            register(tracked, digits)
+    store.delete_model_version_tag("digits-cnn", "1", "parameters")
+    with pytest.raises(registry.RegistryError, match="version 1 was not registered to the end: it has no parameters"):
+        registry.promote("1", digits, why="by hand")
+    run_id, verdict, _, evaluation = tracked
+    exported_again = track(trained, digits)[2]
+    again = registry.register(exported_again, run_id, "small", verdict, evaluation, digits)
+    assert (again.version, again.champion) == ("1", True)
+    assert len(store.search_model_versions("name = 'digits-cnn'")) == 1
+
+
+def test_two_challengers_at_a_time_take_turns(store, tracked, trained, digits, monkeypatch):
+    """Each is compared with the champion that the other has left, as the trail shows."""
+    waited = []
+
+    def ask(uris, images):
+        waited.append(uris)
+        time.sleep(0.5)
+        return np.stack([verify.answers(uri, images) for uri in uris])
+
+    monkeypatch.setattr(registry, "ask", ask)
+    both = [tracked, track(trained, digits)]
+    threads = [threading.Thread(target=register, args=(one, digits)) for one in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(uris) for uris in waited] == [1, 2]
+    assert len(trail()) == 1
 
 
 def test_what_needs_a_pickle_is_not_promoted(store, digits):

@@ -190,6 +190,12 @@ def test_a_change_of_champion_that_cannot_be_is_a_failed_run(store, capsys):
     assert run_status(store) == [("rollback digits-cnn", "FAILED"), ("promote digits-cnn", "FAILED")]
 
 
+def test_nothing_to_compare_is_a_failed_run(store, capsys):
+    code, line = refused(capsys, "compare", "--dataset", "mnist")
+    assert (code, line) == (1, "dataset is 'mnist': the store has no finished run to compare; train a step")
+    assert run_status(store) == [("compare", "FAILED")]
+
+
 def test_an_interrupted_run_is_killed(store, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

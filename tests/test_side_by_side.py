@@ -71,9 +71,22 @@ def test_again_they_are_reused_and_one_that_fails_is_missing(project, trained):
     parent = newest(project, "all")
     assert (parent.info.status, parent.data.tags["error"]) == ("FAILED", message)
     assert "step2: no finished run" in done.stdout
+    assert "in <lambda>" in done.stderr  # the whole of what it said
+    assert "step2 is missing here: its run failed: ZeroDivisionError: division by zero." in comparison(project, parent)
+    assert len(parent.data.tags["reused"].split()) == 3
     assert "| step2 | – | 0 | – | no finished run |" in comparison(project, parent)
     failed = newest(project, "step2 seed 0")
     assert (failed.info.status, failed.data.tags["mlflow.parentRunId"]) == ("FAILED", parent.info.run_id)
+
+
+def test_a_step_that_cannot_be_imported_fails_alone(project, trained):
+    step5 = project.folder / "steps" / "step5.py"
+    step5.write_text("import this_is_nowhere\n")
+    done = project.mlflow_run("all", dataset="digits", epochs=1)
+    step5.unlink()
+    assert done.returncode != 0
+    assert done.stdout.count("(reused)") == 4
+    assert "1 of 5 runs failed, the first of them step5 seed 0: ModuleNotFoundError: No module named" in done.stderr
 
 
 def test_compare_by_itself(project, trained):
@@ -83,7 +96,7 @@ def test_compare_by_itself(project, trained):
     run = newest(project, "compare")
     assert run.data.tags["compare"] == "digits"  # there is no run on MNIST
     table = comparison(project, run)  # of the newest finished runs, as at first
-    assert "no finished run" not in table
+    assert "missing" not in table
     assert table == comparison(project, [run for run in project.runs() if run.info.run_name == "all"][-1])
 
 
@@ -111,8 +124,8 @@ def test_the_ui_shows_them_side_by_side(project, trained, tmp_path):
     for run in runs:
         assert run.info.run_name in text
         for name in ("recipe.lr", "recipe.batch_size", "recipe.schedule"):
-            assert f"{name} " in text
-            assert run.data.params[name] in text
+            assert f" {name} " in text
+            assert f" {run.data.params[name]} " in text
         for name, shown_as in (("parameters", "{:.0f}"), ("final_test_accuracy", "{:.4g}")):
-            assert f"{name} " in text
+            assert f" {name} " in text
             assert f" {shown_as.format(run.data.metrics[name])} " in text

@@ -22,42 +22,53 @@ SAME = re.compile(
 )
 
 
+class CompareError(Exception):
+    """There is nothing to compare."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A step's runs that agree in all but their seed, the newest of each seed."""
 
     step: str
     record: Mapping  # as in results/
-    target: float  # percent
+    target: Target
     passed: int  # of the runs, by the gate
     layers: Counter  # how many of each type
+    machines: frozenset[str]
     left_out: int  # other finished runs of the step on this dataset
 
 
-def dataset_at_hand() -> str:
-    """mnist where the store has a finished run on it, otherwise digits."""
-    return "mnist" if _finished("params.`run.dataset` = 'mnist' and params.`run.validation` = '0'") else "digits"
+def newest(dataset: str) -> Run | None:
+    """The newest finished run on the dataset (auto: on MNIST if there is one, otherwise on the digits)."""
+    if dataset == "auto":
+        return newest("mnist") or newest("digits")
+    return next(iter(_finished(f"params.`run.dataset` = '{dataset}' and params.`run.validation` = '0'")), None)
 
 
-def collect(step: str, dataset: str, like: str | None = None) -> Entry | None:
-    """The step's finished runs on the dataset's test set that agree with `like` (a run's id; the newest, if None).
+def collect(step: str, digest: str, *, like: str | None = None, recipe: Mapping[str, object]) -> Entry | None:
+    """The step's finished runs on the test set of the dataset with this digest, or None where there is none.
 
-    They agree when code, recipe, target, data, device and versions are the same. None when there is no run.
+    Only runs that agree in code, recipe, target, device and versions: with `like` (a run's id), if it is given,
+    otherwise with the newest run of `recipe` (the step's own), and if there is none, with the newest of all.
     """
-    found = _finished(f"tags.step = '{step}' and params.`run.dataset` = '{dataset}' and params.`run.validation` = '0'")
-    if not found:
+    condition = f"tags.step = '{step}' and tags.`dataset.digest` = '{digest}' and params.`run.validation` = '0'"
+    if not (found := _finished(condition)):
         return None
-    model = mlflow.get_run(like) if like else found[0]
+    own = {f"recipe.{name}": str(value) for name, value in recipe.items()}
+    of_recipe = [run for run in found if own.items() <= run.data.params.items()]
+    model = mlflow.get_run(like) if like else (of_recipe or found)[0]
     alike = [run for run in found if _kind(run) == _kind(model)]
-    newest = {int(run.data.params["run.seed"]): run for run in reversed(alike)}
+    of_seeds = {int(run.data.params["run.seed"]): run for run in reversed(alike)}
     summary = mlflow.artifacts.load_text(f"runs:/{model.info.run_id}/model_summary.txt")
     return Entry(
         step,
-        records.of(step, newest),
-        target=float(model.data.params["target.accuracy"]),
-        passed=sum(run.data.tags["gate"] == "passed" for run in newest.values()),
+        records.of(step, of_seeds),
+        Target(float(model.data.params["target.accuracy"]), int(model.data.params["target.last"])),
+        passed=sum(run.data.tags["gate"] == "passed" for run in of_seeds.values()),
         layers=Counter(re.findall(r"^ *(\w+)-\d+ ", summary, flags=re.M)),
-        left_out=len(found) - len(newest),
+        machines=frozenset(run.data.tags["machine"] for run in of_seeds.values()),
+        left_out=len(found) - len(of_seeds),
     )
 
 
@@ -97,7 +108,7 @@ HEADINGS = {
     "epochs": "epochs",
     "final test accuracy (%)": "final",
     "best epoch (%)": "best",
-    "lowest of the last five (%)": "streak",
+    "lowest of the last epochs (%)": "streak",
     "epochs at target": "at_target",
     "target (%)": "target",
     "gate passed": "passed",
@@ -111,7 +122,8 @@ def rows(entries: Mapping[str, Entry | None], dataset: str) -> list[dict[str, st
     for step, entry in entries.items():
         ours = {"final": "no finished run", "n": "0"}
         if entry:
-            ours = records.figures(entry.record, entry.target) | {"target": f"{entry.target:g}"}
+            ours = records.figures(entry.record, entry.target.accuracy, entry.target.last)
+            ours["target"] = f"{entry.target.accuracy:g}"
             ours["passed"] = f"{entry.passed} of {ours['n']}"
         theirs = records.study(step) if dataset == "mnist" else {}  # the study knew no other dataset
         row = {"step": step} | {heading: ours.get(figure, "–") for heading, figure in HEADINGS.items()}
@@ -123,35 +135,40 @@ def rows(entries: Mapping[str, Entry | None], dataset: str) -> list[dict[str, st
     return made
 
 
-def numbers(entries: Mapping[str, Entry | None]) -> pd.DataFrame:
-    """The table to reckon with: a row a step that has runs, means and standard deviations over its seeds."""
+def numbers(entries: Mapping[str, Entry | None], table: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+    """The table to reckon with: means and standard deviations over the seeds, and what only words can say."""
     made = []
-    for step, entry in entries.items():
+    for entry, row in zip(entries.values(), table, strict=True):
+        line = {"step": row["step"], "seeds": 0}
         if entry:
             runs = entry.record["runs"]
             figures = pd.DataFrame(
-                gate.summarise(run["test_accuracy"], Target(entry.target)) | {"training_seconds": sum(run["seconds"])}
+                gate.summarise(run["test_accuracy"], entry.target) | {"training_seconds": sum(run["seconds"])}
                 for run in runs
             )
-            row = {"step": step, "parameters": entry.record["parameters"], "seeds": len(runs), "passed": entry.passed}
-            spreads = [figures.mean().add_suffix("_mean"), figures.std().add_suffix("_std")]
-            made.append(pd.concat([pd.Series(row | {"target": entry.target}), *spreads]))
+            line |= {"parameters": entry.record["parameters"], "seeds": len(runs), "passed": entry.passed}
+            line |= {"target": entry.target.accuracy, "epochs": len(runs[0]["seconds"])}
+            for name, column in figures.items():
+                line |= {f"{name}_mean": column.mean(), f"{name}_std": column.std()}
+        worded = ("published best (%)", "published epochs at 99.4 %", "changes from the step before")
+        made.append(line | {name: row[name].replace("–", "") for name in worded})
     return pd.DataFrame(made)
 
 
-def notes(entries: Mapping[str, Entry | None], dataset: str) -> list[str]:
-    """What a reader must know of the table, in sentences."""
+def notes(entries: Mapping[str, Entry | None], dataset: str, failed: Mapping[str, str]) -> list[str]:
+    """What a reader must know of the table, in sentences; `failed`: by step, why it has no run this time."""
     said = [
         f"Dataset: {dataset}; accuracies are percent of its test images, with several seeds mean ± standard deviation."
     ]
     for step, entry in entries.items():
         if entry is None:
-            said.append(f"{step} has no finished run on {dataset}: it is missing here.")
+            why = f"its run failed: {failed[step]}" if step in failed else f"it has no finished run on {dataset}"
+            said.append(f"{step} is missing here: {why}.")
         else:
             if entry.left_out:
                 said.append(f"{step}: other runs left out, older or of another code or recipe: {entry.left_out}.")
-            record = entry.record
-            said.append(f"{step}: {record['machine']}, torch {record['versions'].get('torch', '?')}.")
+            torch = entry.record["versions"].get("torch", "?")
+            said.append(f"{step}: {', '.join(sorted(entry.machines))}, torch {torch}.")
     return said
 
 
@@ -161,7 +178,7 @@ def line(row: Mapping[str, str]) -> str:
         return f"{row['step']}: no finished run"
     return (
         f"{row['step']}: {row['parameters']} parameters, final {row['final test accuracy (%)']} %, "
-        f"lowest of the last five {row['lowest of the last five (%)']} %, gate passed {row['gate passed']}"
+        f"lowest of the last epochs {row['lowest of the last epochs (%)']} %, gate passed {row['gate passed']}"
     )
 
 
@@ -171,7 +188,7 @@ def figure(entries: Mapping[str, Entry | None]) -> Figure:
     return plots.steps(
         {step: entry.record["parameters"] for step, entry in present.items()},
         {step: [run["test_accuracy"] for run in entry.record["runs"]] for step, entry in present.items()},
-        sorted({entry.target for entry in present.values()}),
+        sorted({entry.target.accuracy for entry in present.values()}),
     )
 
 

@@ -108,6 +108,8 @@ class _Trainings:
         else:
             error, status = (said.strip().splitlines() or ["no message"])[-1].removeprefix("error: "), "FAILED"
         tracking.close(run_id, status, error)
+        if self.output is None:
+            sys.stderr.write(said)
         return Outcome(step, seed, run_id, error=error)
 
     def stop(self) -> None:

@@ -59,9 +59,11 @@ def decide(challenger: Candidate, champion: Candidate, labels: np.ndarray) -> De
     return Decision(promoted, reason, p, int((right & rival).sum()), alone, rival_alone, int((~right & ~rival).sum()))
 
 
-def markdown(challenger: Candidate, champion: Candidate | None, labels: np.ndarray, decision: Decision) -> str:
-    """The decision with its tables, in words for people."""
-    verdict = "Promoted" if decision.promoted else f"Not promoted, version {champion.version} stays champion"
+def markdown(
+    challenger: Candidate, champion: Candidate | None, labels: np.ndarray, decision: Decision, promoted: bool
+) -> str:
+    """The decision with its tables, in words for people; what was `promoted` against it was so by force."""
+    verdict = "Not promoted" if not promoted else "Promoted" if decision.promoted else "Promoted by force"
     parts = [f"**{verdict}**: {decision.reason}.\n"]
     if champion:
         right, wrong = (f"version {champion.version} {was}" for was in ("right", "wrong"))

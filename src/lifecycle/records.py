@@ -91,7 +91,7 @@ def read(step: str) -> dict | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def figures(record: Mapping, target: float = 99.4) -> dict[str, str]:
+def figures(record: Mapping, target: float = 99.4, last: int = 5) -> dict[str, str]:
     """A record's figures as they are printed: percentages with two decimals, mean ± standard deviation over seeds."""
     accuracies = [run["test_accuracy"] for run in record["runs"]]
     seconds = [value for run in record["runs"] for value in run["seconds"]]
@@ -102,7 +102,7 @@ def figures(record: Mapping, target: float = 99.4) -> dict[str, str]:
         "epochs": str(len(accuracies[0])),
         "final": spread([run[-1] for run in accuracies]),
         "best": spread([max(run) for run in accuracies]),
-        "streak": spread([min(run[-5:]) for run in accuracies]),
+        "streak": spread([min(run[-last:]) for run in accuracies]),
         "at_target": spread([sum(value >= target for value in run) for run in accuracies], decimals=several),
         "seconds": f"{sorted(seconds)[len(seconds) // 2]:.1f}",
         "machine": record["machine"],

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from mlflow.models.model import ModelInfo
 from src.learning.data import Dataset
 from src.learning.evaluate import Evaluation, percent
 from src.learning.recipe import ParameterError
-from src.lifecycle import promotion
+from src.lifecycle import promotion, tracking
 from src.lifecycle.gate import Verdict
 
 VERIFIER = Path(__file__).with_name("verify.py")
@@ -35,6 +35,10 @@ class VerificationError(RegistryError):
     """A registered model does not answer as it did when it was logged."""
 
 
+class ChampionError(RegistryError):
+    """Nothing can be compared with the champion as it is."""
+
+
 @dataclass(frozen=True)
 class Registration:
     """What became of a version."""
@@ -43,6 +47,7 @@ class Registration:
     version: str
     champion: bool
     reason: str
+    details: str = ""  # the comparison with the champion, as Markdown
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,11 @@ class Change:
     before: str | None
     after: str
     why: str
+    made: bool = False  # it was announced, and then made
 
     def __str__(self) -> str:
-        return f"{self.at}  {self.kind}  {self.before or 'none'} → {self.after}  by {self.by}: {self.why}"
+        unmade = "" if self.made else " (announced, and never made)"
+        return f"{self.at}  {self.kind}  {self.before or 'none'} → {self.after}  by {self.by}: {self.why}{unmade}"
 
 
 def model_name(dataset: str) -> str:
@@ -72,13 +79,16 @@ def register(
 
     Registering the same model again finds the version that it has, and changes nothing of what was completed.
 
-    Raises: ValueError when the verdict is not a pass; VerificationError as `promote`, the version stays challenger.
+    A champion that nothing can be compared with stays champion.
+
+    Raises: ValueError when the verdict is not a pass; VerificationError when the model, read back, does not answer as
+    it did; it stays challenger.
     """
     if not verdict.passed:
         raise ValueError(f"only a model that passed the gate is registered, and this one did not: {verdict.reasons}")
     client = MlflowClient()
     name = model_name(dataset.name)
-    found = _find(client, name, model.model_uri) or _create(client, name, model, run_id)
+    found = _find(client, name, model.model_uri, run_id) or _create(client, name, model, run_id)
     version = str(found.version)
     if "verified" not in found.tags:
         tags = {
@@ -91,12 +101,16 @@ def register(
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, value)
         client.set_registered_model_alias(name, "challenger", version)
-    return promote(version, dataset, why=f"{step} passed the gate")
+    try:
+        return promote(version, dataset, why=f"{step} passed the gate")
+    except ChampionError as error:
+        return Registration(name, version, False, str(error))
 
 
-def _find(client: MlflowClient, name: str, model_uri: str) -> ModelVersion | None:
+def _find(client: MlflowClient, name: str, model_uri: str, run_id: str) -> ModelVersion | None:
     versions = client.search_model_versions(f"name = '{name}'")
-    return next((version for version in versions if version.source == model_uri), None)
+    # A run that was resumed after it had registered exports its model, the same one, once more.
+    return next((version for version in versions if model_uri == version.source or run_id == version.run_id), None)
 
 
 def _create(client: MlflowClient, name: str, model: ModelInfo, run_id: str) -> ModelVersion:
@@ -112,61 +126,79 @@ def promote(version: str, dataset: Dataset, *, why: str, force: bool = False) ->
     """Make a version of the dataset's model its champion, if it deserves it.
 
     Both it and the champion are asked about all test images by a fresh process; what came out decides, as
-    `promotion.decide` says, and is kept on the version. `force` overrules that decision, and no other check.
+    `promotion.decide` says, and is kept on the version. `force` overrules the comparison, and no other check.
 
-    Raises: ParameterError when there is no such version, VerificationError when one of the two does not have the
-    accuracy it was logged with, RegistryError when their dataset is not this one.
+    Raises: ParameterError when there is no such version, RegistryError when it was measured on other data,
+    VerificationError when it does not have the accuracy it was logged with, ChampionError when it is the champion that
+    fails in this way.
     """
     client, name = MlflowClient(), model_name(dataset.name)
-    challenger, champion = _get(client, name, version), get_champion(name)
-    if champion and champion.version == challenger.version:
-        return Registration(name, version, True, "it is the champion already")
-    asked = [challenger, *([champion] if champion else [])]
-    for model in asked:
-        if (digest := model.tags.get("dataset.digest")) != dataset.digest:
-            raise RegistryError(
-                f"{name} version {model.version} was measured on other data than this: its dataset digest is {digest}, "
-                f"that of {dataset.name} is {dataset.digest}"
-            )
-    candidates, labels = verify(asked, dataset), dataset.test_labels.numpy()
-    client.set_model_version_tag(name, version, "verified", "true")
-    decision = promotion.decide(*candidates, labels) if champion else promotion.FIRST
-    tags = {key: value for key, value in asdict(decision).items() if value is not None}
-    for key, value in tags.items():
-        client.set_model_version_tag(name, version, f"promotion.{key}", str(value))
-    rival = candidates[1] if champion else None
-    client.update_model_version(name, version, promotion.markdown(candidates[0], rival, labels, decision))
-    if decision.promoted or force:
-        forced = "" if decision.promoted else "by force, though "
-        _set_champion(client, name, champion, version, "promotion", f"{why}; {forced}{decision.reason}")
-        return Registration(name, version, True, forced + decision.reason)
-    return Registration(name, version, False, decision.reason)
+    with tracking.turn(f".{name}"):  # two challengers must not both beat the same champion
+        challenger, champion = _get(client, name, version), get_champion(name)
+        if champion and champion.version == challenger.version:
+            return Registration(name, version, True, "it is the champion already")
+        labels, rival = dataset.test_labels.numpy(), None
+        if champion is None:
+            (candidate,), decision = verify([challenger], dataset), promotion.FIRST
+        else:
+            try:
+                candidate, rival = verify([challenger, champion], dataset)
+                decision = promotion.decide(candidate, rival, labels)
+            except RegistryError as error:
+                (candidate,) = verify([challenger], dataset)  # if it is to blame, this says so
+                if not force:
+                    raise ChampionError(f"version {champion.version} stays champion, uncompared: {error}") from error
+                decision = promotion.Decision(False, f"not compared: {error}")
+        client.set_model_version_tag(name, version, "verified", "true")
+        promoted = decision.promoted or force
+        forced = "by force, though " if promoted and not decision.promoted else ""
+        reason, details = forced + decision.reason, promotion.markdown(candidate, rival, labels, decision, promoted)
+        for key, value in (asdict(decision) | {"promoted": promoted, "reason": reason}).items():
+            client.set_model_version_tag(name, version, f"promotion.{key}", str(value))
+        client.update_model_version(name, version, details)
+        if promoted:
+            _set_champion(client, name, champion, version, "promotion", f"{why}; {reason}")
+    return Registration(name, version, promoted, reason, details)
 
 
 def roll_back(dataset: Dataset, *, why: str) -> Registration:
     """Make the champion before the champion again, once a fresh process has verified it.
 
-    Raises: RegistryError when there was none before, VerificationError when it does not answer as it did.
+    Raises: RegistryError when there was none before, or when it was measured on other data; VerificationError when it
+    does not answer as it did.
     """
     client, name = MlflowClient(), model_name(dataset.name)
     if not client.search_registered_models(f"name = '{name}'"):
         raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one")
-    champion = get_champion(name)
-    before = _champion_before(client, name, champion)
-    if before is None:
+    with tracking.turn(f".{name}"):
+        champion = get_champion(name)
         current = f"version {champion.version}" if champion else "none"
-        raise RegistryError(f"{name} has no earlier champion to go back to: the champion is {current}")
-    verify([before], dataset)
-    version = str(before.version)
-    _set_champion(client, name, champion, version, "rollback", why)
-    return Registration(name, version, True, f"it was champion before version {champion.version}")
+        before = _champion_before(client, name, champion)
+        if before is None:
+            raise RegistryError(f"{name} has no earlier champion to go back to: the champion is {current}")
+        verify([before], dataset)
+        version = str(before.version)
+        _set_champion(client, name, champion, version, "rollback", why)
+    return Registration(name, version, True, f"it was champion before; the champion was {current}")
 
 
 def verify(versions: list[ModelVersion], dataset: Dataset) -> list[promotion.Candidate]:
     """Ask the versions about the whole test set in a fresh process that cannot import this project, nor read a pickle.
 
-    Raises VerificationError unless each has exactly the accuracy (percent) that it was logged with.
+    Raises: VerificationError unless each has exactly the accuracy (percent) that it was logged with, RegistryError when
+    one was measured on other data, or its registration was cut off.
     """
+    for model in versions:
+        for tag in ("dataset.digest", "parameters", "test_accuracy"):
+            if tag not in model.tags:
+                raise RegistryError(
+                    f"{model.name} version {model.version} was not registered to the end: it has no {tag}"
+                )
+        if (digest := model.tags["dataset.digest"]) != dataset.digest:
+            raise RegistryError(
+                f"{model.name} version {model.version} was measured on other data than this: its dataset digest is "
+                f"{digest}, that of {dataset.name} is {dataset.digest}"
+            )
     uris = [f"models:/{model.name}/{model.version}" for model in versions]
     predictions, labels = ask(uris, dataset.test_images.numpy()), dataset.test_labels.numpy()
     for uri, model, row in zip(uris, versions, predictions, strict=True):
@@ -193,6 +225,7 @@ def ask(model_uris: list[str], images: np.ndarray) -> np.ndarray:
             "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
             "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri(),
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "MLFLOW_DEFAULT_PREDICTION_DEVICE": "cpu",  # the models are exported there
         }
         done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
         if done.returncode:
@@ -219,40 +252,51 @@ def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
 def _set_champion(
     client: MlflowClient, name: str, champion: ModelVersion | None, version: str, kind: str, why: str
 ) -> None:
-    """Change the alias, and leave a trace that outlives both versions.
-
-    The trace comes first: killed in between, there is a change too many, and `trail` tells it from the others.
-    """
+    """Change the alias, and leave a trace that outlives both versions: announced before, confirmed after."""
     now = datetime.now(UTC)
     before = str(champion.version) if champion else None
-    change = Change(now.isoformat(timespec="seconds"), getpass.getuser(), kind, before, version, why)
-    client.set_registered_model_tag(name, f"{TRAIL}{now:%Y%m%dT%H%M%S.%f}", json.dumps(asdict(change)))
+    change = Change(now.isoformat(timespec="seconds"), _user(), kind, before, version, why)
+    tag = f"{TRAIL}{now:%Y%m%dT%H%M%S.%f}"
+    client.set_registered_model_tag(name, tag, json.dumps(asdict(change)))
     client.set_registered_model_alias(name, "champion", version)
+    client.set_registered_model_tag(name, tag, json.dumps(asdict(replace(change, made=True))))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as containers have them
+        return "unknown"
 
 
 def trail(name: str) -> list[Change]:
-    """Every change of the champion, the oldest first."""
+    """Every change of the champion, the oldest first; also those that were announced and, it seems, never made."""
     model = MlflowClient().get_registered_model(name)
     changes = [Change(**json.loads(model.tags[key])) for key in sorted(model.tags) if key.startswith(TRAIL)]
-    # A change that was announced and not made: what came next was where it had begun.
-    now = model.aliases.get("champion")
-    states = [*(change.before for change in changes[1:]), now and str(now)]
-    return [change for change, state in zip(changes, states, strict=False) if change.before != state]
+    # Killed before it was confirmed, a change was made all the same when what came next began where it had led.
+    states = [*(change.before for change in changes[1:]), str(model.aliases.get("champion"))]
+    return [
+        replace(change, made=change.made or change.after == state)
+        for change, state in zip(changes, states, strict=False)
+    ]
 
 
 def _champion_before(client: MlflowClient, name: str, champion: ModelVersion | None) -> ModelVersion | None:
     line = []  # of champions that were not rolled back
     for change in trail(name):
-        if change.kind == "rollback":
-            _cut(line, change.after)
-        line.append(change.after)
-    if champion:
-        _cut(line, str(champion.version))
+        if change.made:
+            if change.before and line[-1:] != [change.before]:
+                line.append(change.before)  # it became champion by other means
+            if change.kind == "rollback":
+                _cut(line, change.after)
+            line.append(change.after)
+    current = champion and str(champion.version)
+    _cut(line, current)
     alive = {str(model.version): model for model in client.search_model_versions(f"name = '{name}'")}
-    return next((alive[version] for version in reversed(line) if version in alive), None)
+    return next((alive[version] for version in reversed(line) if version in alive and version != current), None)
 
 
-def _cut(line: list[str], version: str) -> None:
+def _cut(line: list[str], version: str | None) -> None:
     """Take the version's last appearance, and what followed it, from the line."""
     if version in line:
         while line.pop() != version:

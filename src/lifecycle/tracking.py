@@ -41,10 +41,16 @@ SIGNATURE = ModelSignature(
 
 def connect() -> None:
     """Open the tracking store, and create it where there is none: one process at a time, as MLflow needs it."""
+    with turn():
+        mlflow.search_experiments(max_results=1)
+
+
+def turn(name: str = "") -> contextlib.AbstractContextManager:
+    """While one process has its turn, the others wait, where the store is a file of this machine."""
     uri = mlflow.get_tracking_uri()
     if uri.startswith("sqlite:///"):
-        with FileLock(uri.removeprefix("sqlite:///") + ".lock"):
-            mlflow.search_experiments(max_results=1)
+        return FileLock(f"{uri.removeprefix('sqlite:///')}{name}.lock")
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -233,8 +239,15 @@ def log_repeat(summary: Mapping[str, object], figure: Figure) -> None:
     mlflow.log_metrics({**spreads, **counts, **rates})
 
 
-def log_comparison(markdown: str, page: str, numbers: pd.DataFrame, figure: Figure) -> None:
+def note_reused(run_ids: Sequence[str]) -> None:
+    """Which earlier runs stand in for runs nested in the active one."""
+    if run_ids:
+        mlflow.set_tag("reused", " ".join(run_ids))
+
+
+def log_comparison(dataset: str, markdown: str, page: str, numbers: pd.DataFrame, figure: Figure) -> None:
     """The steps side by side, for every kind of reader."""
+    mlflow.set_tag("compare", dataset)
     mlflow.log_text(markdown, "compare.md")
     mlflow.set_tag("mlflow.note.content", markdown)
     mlflow.log_text(page, "compare.html")
