@@ -38,9 +38,8 @@ def measure(repeats: int) -> dict:
         store = f"sqlite:///{folder}/mlflow.db"
         mlflow.set_tracking_uri(store)
         try:
-            mlflow.create_experiment("serving", artifact_location=f"{folder}/artifacts")
-            mlflow.set_experiment("serving")
-            with mlflow.start_run():
+            experiment = mlflow.create_experiment("serving", artifact_location=f"{folder}/artifacts")
+            with mlflow.start_run(experiment_id=experiment):
                 uri = tracking.log_model(classifier, dataset).model_uri
             command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "--env-manager", "local"]
             with server([*command, "--model-uri", uri], os.environ | {"MLFLOW_TRACKING_URI": store}) as port:
