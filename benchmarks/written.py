@@ -5,19 +5,21 @@ files, as `mlflow run . -e predict` does. A slow way to 10,000 answers, and the 
 """
 
 import itertools
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import mlflow.pyfunc
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from src.learning import data
 from src.lifecycle import predict, tracking
+from src.lifecycle.provenance import versions
 
+RESULT = Path(__file__).parents[1] / "results" / "written.json"
 SIZES = (28, 20, 40, 100, 280)  # of the digit's own square, pixels
 FORMATS = ("png", "bmp", "tiff", "gif", "jpg")
 KINDS = list(itertools.product(SIZES, ("white on black", "black on white"), ("centred", "off centre"), FORMATS))
@@ -58,14 +60,20 @@ def accuracies(model, images: np.ndarray, labels: np.ndarray, kinds: Sequence[tu
 @click.command()
 @click.option("--model", default="models:/mnist-cnn@champion", show_default=True, help="URI of the model to ask")
 @click.option("--images", default=10_000, show_default=True, help="how many of MNIST's test images")
-def main(model: str, images: int) -> None:
+@click.option("--keep/--no-keep", default=True, show_default=True, help="write results/written.json")
+def main(model: str, images: int, keep: bool) -> None:
+    """Compare the model's accuracy on MNIST's test images with that on the same images as files."""
     tracking.connect()
     mnist = data.load("mnist")
-    loaded = mlflow.pyfunc.load_model(model)
+    loaded, lineage = predict.load(model)
     found = accuracies(loaded, mnist.test_images[:images].numpy(), mnist.test_labels[:images].numpy(), KINDS)
     for name, accuracy in found.items():
         click.echo(f"{accuracy:6.2f} %  {name}")
     click.echo(f"{found['as files'] / found['as they are']:.2%} of the accuracy on the images as they are")
+    if keep:
+        kept = {"images": images, "accuracy": found, "model": lineage, "versions": versions()}
+        RESULT.write_text(json.dumps(kept, indent=1) + "\n")
+        click.echo(f"kept in {RESULT}")
 
 
 if __name__ == "__main__":

@@ -103,3 +103,23 @@ def test_the_benchmark_is_the_kept_one():
     assert f"{kept['epoch_speedup_to_the_slower']['median']:.1f} times as fast as one with two workers" in text
     assert f"it holds {kept['time_to_target_speedup']['median']:.2f} times sooner" in text
     assert f"All that is not training takes about {kept['overhead_seconds']['median']:.0f} s of a run" in text
+    for way, batch, words in (
+        ("pyfunc", 1, "answers {} single images a second through pyfunc"),
+        ("PyTorch", 1, "({} in plain PyTorch)"),
+        ("pyfunc", 64, "in batches of 64 {} images a second"),
+        ("PyTorch", 64, "images a second ({});"),
+        ("HTTP", 1, "over HTTP it answers {} requests of one image a second"),
+        ("HTTP", 64, "and {} images a second in batches of 64"),
+    ):
+        rate = batch * kept["serving"][way][str(batch)]["calls_a_second"]["median"]
+        assert words.format(f"{rate:,.0f}") in text
+
+
+def test_the_written_files_are_the_kept_ones():
+    kept = json.loads((ROOT / "results" / "written.json").read_text())
+    found = kept["accuracy"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert kept["images"] == 10_000
+    assert f"are recognised in {found['as files']:.2f} % of the cases" in text
+    assert f"that has {found['as they are']:.2f} % on the images as they are" in text
+    assert found["as files"] >= 0.99 * found["as they are"]
