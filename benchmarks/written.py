@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from src.learning import data
+from src.learning.evaluate import percent
 from src.lifecycle import predict, tracking
 from src.lifecycle.provenance import versions
 
@@ -49,11 +50,14 @@ def accuracies(model, images: np.ndarray, labels: np.ndarray, kinds: Sequence[tu
         predictions, _, refused = predict.predict(model, predict.find_images(folder))
     assert not refused
     right = np.array([row.digit for row in predictions]) == labels
-    found = {"as they are": 100 * (straight == labels).mean(), "as files": 100 * right.mean()}
+    found = {
+        "as they are": percent((straight == labels).sum(), len(labels)),
+        "as files": percent(right.sum(), len(labels)),
+    }
     for part, values in enumerate(zip(*kinds, strict=True)):
         for value in dict.fromkeys(values):
             of_kind = [kinds[number % len(kinds)][part] == value for number in range(len(labels))]
-            found[f"{value} pixels" if part == 0 else value] = 100 * right[of_kind].mean()
+            found[f"{value} pixels" if part == 0 else value] = percent(right[of_kind].sum(), sum(of_kind))
     return found
 
 
