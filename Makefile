@@ -33,7 +33,7 @@ serve: setup
 	mlflow models serve --model-uri models:/mnist-cnn@champion --env-manager local --port 5001
 
 test: setup
-	pytest -n auto --dist loadfile $(ARGS)
+	pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 quick: setup
 	pytest -m "not slow"

@@ -27,6 +27,15 @@ if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves 
     os.environ.setdefault("MNIST_MIRROR", SHARED_MNIST.as_uri() + "/")
 
 
+LONGEST = ("test_readme", "test_lifecycle", "test_side_by_side", "test_nested", "test_registry")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes go first, so that no worker is left with one of them at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def digits():
     return data.load("digits")
