@@ -119,7 +119,7 @@ def test_the_ui_shows_them_side_by_side(project, trained, tmp_path):
     assert sorted(run.data.tags["step"] for run in runs) == list(STEPS)
     ids = quote("[" + ",".join(f'"{run.info.run_id}"' for run in runs) + "]")
     mlflow = str(Path(sys.executable).with_name("mlflow"))
-    with server([mlflow, "ui", "--backend-store-uri", project.tracking_uri], os.environ) as port:
+    with server([mlflow, "ui", "--workers", "1", "--backend-store-uri", project.tracking_uri], os.environ) as port:
         text = shown(f"http://127.0.0.1:{port}/#/compare-runs?runs={ids}&experiments=[%220%22]", tmp_path)
     for run in runs:
         assert run.info.run_name in text
