@@ -146,11 +146,23 @@ def test_rollback_passes_over_what_is_gone_and_what_was_never_done(store, near, 
 
     store.set_registered_model_alias("digits-cnn", "champion", "3")  # by other means, as in MLflow's UI
     registry.promote("1", digits, why="by hand", force=True)
+    assert [change.made for change in registry.trail("digits-cnn")] == [True, True, True, False, True, True]
     assert registry.roll_back(digits, why="regretted").version == "3"
     store.delete_model_version("digits-cnn", "3")  # the champion itself
     assert aliases(store).get("champion") is None
     assert registry.roll_back(digits, why="lost").version == "1"
     assert aliases(store)["champion"] == "1"
+
+
+def test_a_rollback_never_ends_where_it_began(store, near, tracked, trained, digits):
+    register(tracked, digits, parameters=1000)
+    register(track(trained, digits), digits, parameters=900)
+    registry.promote("1", digits, why="by hand", force=True)
+    assert register(tracked, digits).version == "1"  # registered before: it is not the challenger again
+    assert aliases(store) == {"challenger": "2", "champion": "1"}
+    store.delete_model_version("digits-cnn", "2")
+    with pytest.raises(registry.RegistryError, match="no earlier champion to go back to: the champion is version 1"):
+        registry.roll_back(digits, why="regretted")
 
 
 def test_nothing_to_roll_back_to(store, digits):

@@ -284,12 +284,11 @@ def trail(name: str) -> list[Change]:
 def _champion_before(client: MlflowClient, name: str, champion: ModelVersion | None) -> ModelVersion | None:
     line = []  # of champions that were not rolled back
     for change in trail(name):
-        if change.made:
-            if change.before and line[-1:] != [change.before]:
-                line.append(change.before)  # it became champion by other means
-            if change.kind == "rollback":
-                _cut(line, change.after)
-            line.append(change.after)
+        if change.before and line[-1:] != [change.before]:
+            line.append(change.before)  # it became champion by other means
+        if change.kind == "rollback":
+            _cut(line, change.after)
+        line.append(change.after)
     current = champion and str(champion.version)
     _cut(line, current)
     alive = {str(model.version): model for model in client.search_model_versions(f"name = '{name}'")}
