@@ -1,7 +1,6 @@
 """`make bench`: this project against the notebook's way, in one run; the figures are kept in results/benchmark.json."""
 
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import click
 import torch
 
 from benchmarks import epoch, overhead, serving, target
+from src.lifecycle import tracking
 from src.lifecycle.provenance import machine, versions
 
 PARTS = {"epoch": epoch.measure, "target": target.measure, "overhead": overhead.measure, "serving": serving.measure}
@@ -35,6 +35,5 @@ def main(parts: tuple[str, ...], repeats: int, keep: bool) -> None:
 
 
 if __name__ == "__main__":
-    for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    tracking.hush()
     main()

@@ -6,7 +6,6 @@ the time went is read from what the store knows of it.
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +13,8 @@ from statistics import median
 
 import click
 import mlflow
+
+from benchmarks.programs import with_programs
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 5  # the gate wants five
@@ -34,10 +35,7 @@ def run() -> dict[str, float]:
     """Seconds of each part of one run."""
     with tempfile.TemporaryDirectory() as folder:
         store = f"sqlite:///{folder}/mlflow.db"
-        environment = os.environ | {
-            "MLFLOW_TRACKING_URI": store,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }
+        environment = with_programs(os.environ | {"MLFLOW_TRACKING_URI": store})
         client = mlflow.MlflowClient(store)
         client.create_experiment("overhead", artifact_location=f"{folder}/artifacts")  # makes the database, too
         command = ["mlflow", "run", str(ROOT), "-e", "step4", "--env-manager", "local", "--experiment-name", "overhead"]

@@ -6,11 +6,9 @@ The weights do not matter to the time: they are fresh ones.
 import http.client
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import click
@@ -18,7 +16,7 @@ import mlflow
 import numpy as np
 import torch
 
-from benchmarks.server import server
+from benchmarks.programs import server
 from src.learning import data
 from src.learning.classifier import Classifier
 from src.lifecycle import tracking
@@ -41,8 +39,8 @@ def measure(repeats: int) -> dict:
             experiment = mlflow.create_experiment("serving", artifact_location=f"{folder}/artifacts")
             with mlflow.start_run(experiment_id=experiment):
                 uri = tracking.log_model(classifier, dataset).model_uri
-            command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "--env-manager", "local"]
-            with server([*command, "--model-uri", uri], os.environ | {"MLFLOW_TRACKING_URI": store}) as port:
+            command = ["mlflow", "models", "serve", "--model-uri", uri, "--env-manager", "local"]
+            with server(command, os.environ | {"MLFLOW_TRACKING_URI": store}) as port:
                 loaded = mlflow.pyfunc.load_model(uri)
                 ways = {  # a way begins anew for each measurement: a server closes a connection that rests
                     "PyTorch": lambda: _torch(classifier),

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from src.learning import data
 from src.learning.evaluate import percent
-from src.lifecycle import predict, tracking
+from src.lifecycle import predict, tracking, verify
 from src.lifecycle.provenance import versions
 
 RESULT = Path(__file__).parents[1] / "results" / "written.json"
@@ -41,8 +41,7 @@ def write(image: np.ndarray, file: Path, size: int, polarity: str, place: str, g
 def accuracies(model, images: np.ndarray, labels: np.ndarray, kinds: Sequence[tuple]) -> dict[str, float]:
     """Share of right answers, in percent, about the images as they are and about the files; the kinds take turns."""
     generator = np.random.default_rng(0)
-    batches = np.split(images, range(1000, len(images), 1000))
-    straight = np.concatenate([model.predict(batch).argmax(1) for batch in batches])
+    straight = verify.answers(model, images)
     with tempfile.TemporaryDirectory() as folder:
         for number, image in enumerate(tqdm(images, desc="writing", leave=False, disable=None)):
             *how, suffix = kinds[number % len(kinds)]

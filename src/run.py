@@ -1,8 +1,6 @@
 """The command line, `python -m src.run step4 --seed 0`: it checks what was given and wires the parts together."""
 
 import importlib
-import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,8 +117,7 @@ def all_steps(seed: int, **given) -> None:
         outcomes = list(train_nested(tasks, loaded, parent, jobs=1, quiet=False, given=given))
         made = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
         entries = {
-            step: compare.collect(step, loaded.digest, like=made[step], recipe={}) if step in made else None
-            for step in STEPS
+            step: compare.collect(step, loaded.digest, like=made[step]) if step in made else None for step in STEPS
         }
         log_comparison(entries, loaded.name, {outcome.step: outcome.error for outcome in outcomes if outcome.error})
         nested.check(outcomes)
@@ -155,14 +152,16 @@ def train_nested(
 ) -> Iterator[nested.Outcome]:
     """Train each (step, seed) in a run nested in the parent, or reuse a finished run of it; a line for each."""
     device = train.prepare(0, given["device"], None)
-    missing, reused = [], []
+    goals, missing, reused = {}, [], []
     for step, seed in tasks:
         try:
             module = load_step(step)
         except Exception as error:  # whatever is wrong with its file, the other steps can do without it
-            yield nested.Outcome(step, seed, "", error=f"{type(error).__name__}: {error}")
+            outcome = nested.Outcome(step, seed, "", error=f"{type(error).__name__}: {error}")
+            click.echo(nested.outcome_line(outcome, Target()))
+            yield outcome
             continue
-        goal = target_of(module, loaded, given)
+        goal = goals[step] = target_of(module, loaded, given)
         same = provenance.fingerprint(
             step, recipe=recipe_of(module, given), target=goal, dataset=loaded, seed=seed, device=device
         )
@@ -181,7 +180,7 @@ def train_nested(
     }
     running = nested.train(missing, parameters, jobs=jobs, parent=parent, split=loaded.split, quiet=quiet)
     for outcome in tqdm(running, total=len(missing), unit="run", disable=None):
-        tqdm.write(nested.outcome_line(outcome, target_of(load_step(outcome.step), loaded, given)))
+        tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
         yield outcome
 
 
@@ -369,8 +368,5 @@ def fail(code: int, message: str) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # they are small, and many
-    os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")  # the models are exported there
+    tracking.hush()
     main()

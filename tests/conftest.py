@@ -3,8 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import mlflow
@@ -12,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.programs import with_programs
 from src.learning import data, train
 from src.learning.recipe import Recipe
 from src.lifecycle import tracking
@@ -102,16 +101,6 @@ def trained(digits):
     return train_small(digits)
 
 
-def wait_until(found, *, seconds: float, for_what: str):
-    """Ask again and again, until the answer is true, and return it; the test fails when the time is over."""
-    last = time.monotonic() + seconds
-    while not (answer := found()):
-        if time.monotonic() > last:
-            pytest.fail(f"{for_what}: not within {seconds} s")
-        time.sleep(0.1)
-    return answer
-
-
 def copy_project(folder: Path) -> Path:
     """What a fresh clone of the working tree would hold."""
     listed = subprocess.run(
@@ -130,9 +119,8 @@ class Project:
 
     def __init__(self, folder: Path):
         self.folder = copy_project(folder)
-        self.environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTHONPATH"))
-        } | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "GIT_PYTHON_REFRESH": "quiet"}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTHONPATH"))}
+        self.environment = with_programs(kept) | {"GIT_PYTHON_REFRESH": "quiet"}
         self.tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
 
     def command(self, *command: str, **settings) -> subprocess.CompletedProcess:
@@ -151,3 +139,9 @@ class Project:
 
     def client(self) -> mlflow.MlflowClient:
         return mlflow.MlflowClient(self.tracking_uri)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project for a whole module of tests."""
+    return Project(tmp_path_factory.mktemp("project"))

@@ -9,17 +9,13 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from conftest import Project, wait_until
+from conftest import Project
 from PIL import Image
 
 from benchmarks import written
+from benchmarks.programs import wait_until
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    return Project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")

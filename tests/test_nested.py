@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Project, wait_until
+from conftest import Project
 
+from benchmarks.programs import wait_until
 from src.learning.recipe import Target
 from src.lifecycle import nested
 from src.lifecycle.nested import Outcome

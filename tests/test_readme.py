@@ -16,7 +16,7 @@ import mlflow
 import pytest
 from conftest import ROOT, Project
 
-from benchmarks.server import wait_for
+from benchmarks.programs import wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -1,8 +1,8 @@
 """Registration, verification, promotion and rollback in a real registry."""
 
+import contextlib
 import getpass
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,9 @@ def tracked(store, trained, digits):
 @pytest.fixture
 def near(monkeypatch):
     """The models are asked in this process: a fresh one takes seconds to start, and other tests have it."""
-    monkeypatch.setattr(registry, "ask", lambda uris, images: np.stack([verify.answers(uri, images) for uri in uris]))
+    monkeypatch.setattr(
+        registry, "ask", lambda uris, images: np.stack([verify.answers(verify.load(uri), images) for uri in uris])
+    )
 
 
 def aliases(store):
@@ -229,12 +231,13 @@ def test_a_registration_that_was_cut_off_is_finished_by_the_same_run(
 
 def test_two_challengers_at_a_time_take_turns(store, tracked, trained, digits, monkeypatch):
     """Each is compared with the champion that the other has left, as the trail shows."""
-    waited = []
+    asked, together = [], threading.Barrier(2)
 
     def ask(uris, images):
-        waited.append(uris)
-        time.sleep(0.5)
-        return np.stack([verify.answers(uri, images) for uri in uris])
+        asked.append(uris)
+        with contextlib.suppress(threading.BrokenBarrierError):  # nobody else comes here meanwhile
+            together.wait(timeout=2)
+        return np.stack([verify.answers(verify.load(uri), images) for uri in uris])
 
     monkeypatch.setattr(registry, "ask", ask)
     both = [tracked, track(trained, digits)]
@@ -243,7 +246,8 @@ def test_two_challengers_at_a_time_take_turns(store, tracked, trained, digits, m
         thread.start()
     for thread in threads:
         thread.join()
-    assert [len(uris) for uris in waited] == [1, 2]
+    assert together.broken
+    assert [len(uris) for uris in asked] == [1, 2]
     assert len(trail()) == 1
 
 

@@ -6,19 +6,17 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 from test_tracking import track
 
-from benchmarks.server import server
+from benchmarks.programs import server
 from src.lifecycle import registry
 
 pytestmark = pytest.mark.slow
 MODEL = "models:/digits-cnn@champion"
-MLFLOW = str(Path(sys.executable).with_name("mlflow"))
 
 
 @pytest.fixture
@@ -31,7 +29,7 @@ def champion(store, trained, digits):
 
 def test_over_http_and_from_a_file(champion, digits, tmp_path):
     images = np.tile(digits.test_images.numpy(), (3, 1, 1))[:1000]
-    serve = [MLFLOW, "models", "serve", "--model-uri", MODEL, "--env-manager", "local"]
+    serve = ["mlflow", "models", "serve", "--model-uri", MODEL, "--env-manager", "local"]
     with server(serve, os.environ) as port:
 
         def ask(instances):
@@ -57,7 +55,7 @@ def test_over_http_and_from_a_file(champion, digits, tmp_path):
     (tmp_path / "digits.json").write_text(json.dumps({"instances": images[:3].tolist()}))
     ask_file = ["models", "predict", "--model-uri", MODEL, "--env-manager", "local", "--content-type", "json"]
     subprocess.run(
-        [MLFLOW, *ask_file, "--input-path", "digits.json", "--output-path", "answers.json"],
+        [sys.executable, "-m", "mlflow", *ask_file, "--input-path", "digits.json", "--output-path", "answers.json"],
         cwd=tmp_path, check=True, capture_output=True,
     )  # fmt: skip
     answers = json.loads((tmp_path / "answers.json").read_text())["predictions"]

@@ -4,24 +4,17 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from conftest import Project
 
-from benchmarks.server import server
+from benchmarks.programs import server
 
 pytestmark = pytest.mark.slow
 STEPS = ("step1", "step2", "step3", "step4")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    return Project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +111,7 @@ def test_the_ui_shows_them_side_by_side(project, trained, tmp_path):
     runs = [run for run in project.runs() if run.data.tags.get("step") and run.info.status == "FINISHED"]
     assert sorted(run.data.tags["step"] for run in runs) == list(STEPS)
     ids = quote("[" + ",".join(f'"{run.info.run_id}"' for run in runs) + "]")
-    mlflow = str(Path(sys.executable).with_name("mlflow"))
-    with server([mlflow, "ui", "--workers", "1", "--backend-store-uri", project.tracking_uri], os.environ) as port:
+    with server(["mlflow", "ui", "--workers", "1", "--backend-store-uri", project.tracking_uri], os.environ) as port:
         text = shown(f"http://127.0.0.1:{port}/#/compare-runs?runs={ids}&experiments=[%220%22]", tmp_path)
     for run in runs:
         assert run.info.run_name in text

@@ -46,7 +46,9 @@ def newest(dataset: str) -> Run | None:
     return next(iter(_finished(f"params.`run.dataset` = '{dataset}' and params.`run.validation` = '0'")), None)
 
 
-def collect(step: str, digest: str, *, like: str | None = None, recipe: Mapping[str, object]) -> Entry | None:
+def collect(
+    step: str, digest: str, *, like: str | None = None, recipe: Mapping[str, object] | None = None
+) -> Entry | None:
     """The step's finished runs on the test set of the dataset with this digest, or None where there is none.
 
     Only runs that agree in code, recipe, target, device and versions: with `like` (a run's id), if it is given,
@@ -55,7 +57,7 @@ def collect(step: str, digest: str, *, like: str | None = None, recipe: Mapping[
     condition = f"tags.step = '{step}' and tags.`dataset.digest` = '{digest}' and params.`run.validation` = '0'"
     if not (found := _finished(condition)):
         return None
-    own = {f"recipe.{name}": str(value) for name, value in recipe.items()}
+    own = {f"recipe.{name}": str(value) for name, value in (recipe or {}).items()}
     of_recipe = [run for run in found if own.items() <= run.data.params.items()]
     model = mlflow.get_run(like) if like else (of_recipe or found)[0]
     alike = [run for run in found if _kind(run) == _kind(model)]
@@ -122,7 +124,7 @@ def rows(entries: Mapping[str, Entry | None], dataset: str) -> list[dict[str, st
     for step, entry in entries.items():
         ours = {"final": "no finished run", "n": "0"}
         if entry:
-            ours = records.figures(entry.record, entry.target.accuracy, entry.target.last)
+            ours = records.figures(entry.record, entry.target)
             ours["target"] = f"{entry.target.accuracy:g}"
             ours["passed"] = f"{entry.passed} of {ours['n']}"
         theirs = records.study(step) if dataset == "mnist" else {}  # the study knew no other dataset

@@ -89,7 +89,7 @@ def load(model_uri: str) -> tuple[PyFuncModel, dict[str, str]]:
     Raises PredictError when the store has no such model.
     """
     try:
-        model = mlflow.pyfunc.load_model(model_uri)
+        model = mlflow.pyfunc.load_model(model_uri, model_config={"device": "cpu"})  # where it was exported
     except MlflowException as error:
         raise PredictError(f"model is {model_uri!r}: it takes the URI of a model in this store ({error})") from error
     lineage = {"model": model_uri, "model.id": model.metadata.model_id, "model.run_id": model.metadata.run_id}

@@ -10,12 +10,14 @@ from statistics import mean, stdev
 import mlflow
 from mlflow.entities import Run
 
-from src.lifecycle import report
+from src.learning.recipe import Target
+from src.lifecycle import gate, report
 from src.lifecycle.provenance import ROOT
 from src.lifecycle.repeat import rate_line
 
 FOLDER = ROOT / "results"
 STUDY = FOLDER / "study.json"
+MNIST = Target(accuracy=99.4)  # what the records are held against
 
 
 class RecordError(Exception):
@@ -91,19 +93,19 @@ def read(step: str) -> dict | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def figures(record: Mapping, target: float = 99.4, last: int = 5) -> dict[str, str]:
+def figures(record: Mapping, target: Target = MNIST) -> dict[str, str]:
     """A record's figures as they are printed: percentages with two decimals, mean ± standard deviation over seeds."""
-    accuracies = [run["test_accuracy"] for run in record["runs"]]
+    runs = [gate.summarise(run["test_accuracy"], target) for run in record["runs"]]
     seconds = [value for run in record["runs"] for value in run["seconds"]]
-    several = int(len(accuracies) > 1)  # a count has no decimals, the mean of some has one
+    several = int(len(runs) > 1)  # a count has no decimals, the mean of some has one
     return {
-        "n": str(len(accuracies)),
+        "n": str(len(runs)),
         "parameters": f"{record['parameters']:,}",
-        "epochs": str(len(accuracies[0])),
-        "final": spread([run[-1] for run in accuracies]),
-        "best": spread([max(run) for run in accuracies]),
-        "streak": spread([min(run[-last:]) for run in accuracies]),
-        "at_target": spread([sum(value >= target for value in run) for run in accuracies], decimals=several),
+        "epochs": str(len(record["runs"][0]["test_accuracy"])),
+        "final": spread([run["final_accuracy"] for run in runs]),
+        "best": spread([run["best_accuracy"] for run in runs]),
+        "streak": spread([run["streak_accuracy"] for run in runs]),
+        "at_target": spread([run["epochs_at_target"] for run in runs], decimals=several),
         "seconds": f"{sorted(seconds)[len(seconds) // 2]:.1f}",
         "machine": record["machine"],
         "threads": f"{record['threads']} thread{'s' if record['threads'] != 1 else ''}",
@@ -117,9 +119,11 @@ def spread(values: list[float], decimals: int = 2) -> str:
     return f"{mean(values):.{decimals}f} ± {stdev(values):.{decimals}f}"
 
 
-def consistency(record: Mapping, target: float = 99.4) -> str:
+def consistency(record: Mapping, target: Target = MNIST) -> str:
     """How many of the seeds hold the target over their last five epochs, in words."""
-    passed = sum(min(run["test_accuracy"][-5:]) >= target for run in record["runs"])
+    passed = sum(
+        gate.summarise(run["test_accuracy"], target)["streak_accuracy"] >= target.accuracy for run in record["runs"]
+    )
     return rate_line(passed, len(record["runs"]))
 
 

@@ -108,9 +108,9 @@ def register(
 
 
 def _find(client: MlflowClient, name: str, model_uri: str, run_id: str) -> ModelVersion | None:
-    versions = client.search_model_versions(f"name = '{name}'")
     # A run that was resumed after it had registered exports its model, the same one, once more.
-    return next((version for version in versions if model_uri == version.source or run_id == version.run_id), None)
+    found = (model for model in _versions(client, name).values() if model_uri == model.source or run_id == model.run_id)
+    return next(found, None)
 
 
 def _create(client: MlflowClient, name: str, model: ModelInfo, run_id: str) -> ModelVersion:
@@ -241,8 +241,12 @@ def get_champion(name: str) -> ModelVersion | None:
     return client.get_model_version(name, version) if version else None
 
 
+def _versions(client: MlflowClient, name: str) -> dict[str, ModelVersion]:
+    return {str(model.version): model for model in client.search_model_versions(f"name = '{name}'")}
+
+
 def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
-    found = {str(model.version): model for model in client.search_model_versions(f"name = '{name}'")}
+    found = _versions(client, name)
     if version not in found:
         has = ", ".join(sorted(found, key=int)) or "none"
         raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {has}")
@@ -291,7 +295,7 @@ def _champion_before(client: MlflowClient, name: str, champion: ModelVersion | N
         line.append(change.after)
     current = champion and str(champion.version)
     _cut(line, current)
-    alive = {str(model.version): model for model in client.search_model_versions(f"name = '{name}'")}
+    alive = _versions(client, name)
     return next((alive[version] for version in reversed(line) if version in alive and version != current), None)
 
 

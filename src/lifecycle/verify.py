@@ -8,18 +8,22 @@ import sys
 
 import mlflow.pyfunc
 import numpy as np
+from mlflow.pyfunc import PyFuncModel
 
 
 def main(images_file: str, answers_file: str, *model_uris: str) -> None:
     images = np.load(images_file)
-    np.save(answers_file, [answers(model_uri, images) for model_uri in model_uris])
+    np.save(answers_file, [answers(load(model_uri), images) for model_uri in model_uris])
 
 
-def answers(model_uri: str, images: np.ndarray) -> np.ndarray:
+def load(model_uri: str) -> PyFuncModel:
     try:
-        model = mlflow.pyfunc.load_model(model_uri)
+        return mlflow.pyfunc.load_model(model_uri)
     except Exception as error:  # whatever it is, it says that users cannot load it
         sys.exit(f"{model_uri} cannot be loaded by a fresh process: {' '.join(str(error).split())}")
+
+
+def answers(model: PyFuncModel, images: np.ndarray) -> np.ndarray:
     # The same batches as in learning/evaluate.py: another order of the sums could turn a draw.
     batches = np.split(images, range(1000, len(images), 1000))
     return np.concatenate([model.predict(batch).argmax(axis=1) for batch in batches])

@@ -1,0 +1,74 @@
+"""Other programs, in benchmarks and in tests: found, waited for, ended."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
+
+
+def with_programs(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with this interpreter's own programs (mlflow, python, …) first on the PATH."""
+    return {**environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"}
+
+
+def wait_until(found: Callable[[], Answer], *, seconds: float, for_what: str) -> Answer:
+    """Ask again and again, until the answer is true, and return it. Raises TimeoutError when the time is over."""
+    last = time.monotonic() + seconds
+    while not (answer := found()):
+        if time.monotonic() > last:
+            raise TimeoutError(f"{for_what}: not within {seconds} s")
+        time.sleep(0.1)
+    return answer
+
+
+@contextmanager
+def server(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[int]:
+    """Run the command with a free port added to it; yields the port when it answers, and ends it."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)],
+        env=with_programs(environment),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(port, process)
+        yield port
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=30)
+
+
+def wait_for(port: int, process: subprocess.Popen) -> None:
+    """Until something answers on the port, be it that it finds nothing there.
+
+    Raises: RuntimeError when the process ends before, TimeoutError when the time is over.
+    """
+
+    def answers() -> bool:
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args} ended with {process.returncode} before it answered on port {port}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):
+                return True
+        except urllib.error.HTTPError as answer:
+            answer.close()
+            return True
+        except OSError:
+            return False
+
+    wait_until(answers, seconds=120, for_what=f"an answer on port {port}")
