@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
 
-.PHONY: setup $(STEPS) all compare repeat predict promote rollback ui serve test quick check bench lock
+.PHONY: setup $(STEPS) all compare repeat predict promote rollback ui serve test quick faults check bench lock
 
 setup: .venv/.installed
 
@@ -37,6 +37,9 @@ test: setup
 
 quick: setup
 	pytest -m "not slow"
+
+faults: setup
+	pytest -n auto --dist loadfile tests/faults --tries 10 $(ARGS)
 
 check: setup
 	ruff check .

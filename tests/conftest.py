@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import fault_table
 import mlflow
 import pytest
 import torch
@@ -27,6 +28,13 @@ if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves 
 
 
 LONGEST = ("test_readme", "test_lifecycle", "test_side_by_side", "test_nested", "test_registry")
+
+
+pytest_addoption = fault_table.add_option
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(fault_table.FaultTable(config))
 
 
 def pytest_collection_modifyitems(items):

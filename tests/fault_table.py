@@ -1,0 +1,63 @@
+"""The faults of tests/faults: how often each is tried, and the table of what held (docs/reliability.md)."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from src.lifecycle.provenance import machine
+
+TABLE = Path(__file__).parents[1] / "docs" / "reliability.md"
+MARK = "<!-- measured: `make faults` writes what follows -->"
+HEAD = "| fault | how it is injected | what is promised | tried | held |\n|---|---|---|---:|---:|\n"
+
+
+def add_option(parser):
+    parser.addoption(
+        "--tries",
+        type=int,
+        default=0,
+        help="inject faults that come at random this often, the long ones too, and write docs/reliability.md",
+    )
+
+
+class FaultTable:
+    """A pytest plugin: each test is marked with its fault, how it is injected, and what is promised (a row)."""
+
+    def __init__(self, config):
+        self.tries = config.getoption("--tries")
+        self.writes = self.tries and not hasattr(config, "workerinput")
+        self.counts = Counter()
+
+    def pytest_generate_tests(self, metafunc):
+        """A test that asks for `attempt` is made so many times, each with another seed of its randomness."""
+        if "attempt" in metafunc.fixturenames:
+            metafunc.parametrize("attempt", range(self.tries or 1))
+
+    def pytest_collection_modifyitems(self, config, items):
+        if not self.tries:
+            long = [item for item in items if item.get_closest_marker("long")]
+            config.hook.pytest_deselected(items=long)
+            items[:] = [item for item in items if item not in long]
+
+    def pytest_runtest_setup(self, item):
+        if marker := item.get_closest_marker("fault"):
+            item.user_properties.append(("fault", list(marker.args)))
+
+    def pytest_runtest_logreport(self, report):
+        properties = dict(report.user_properties)
+        if "fault" in properties and (report.failed or (report.when == "call" and report.passed)):
+            times = properties.get("times", 1)  # a test may try many at once: record_property("times", n)
+            row = tuple(properties["fault"])
+            self.counts[row, "tried"] += times
+            self.counts[row, "held"] += times * report.passed
+
+    def pytest_sessionfinish(self):
+        if self.writes:
+            rows = sorted({row for row, _ in self.counts})
+            lines = [
+                f"| {' | '.join(row)} | {self.counts[row, 'tried']} | {self.counts[row, 'held']} |" for row in rows
+            ]
+            before = TABLE.read_text().partition(MARK)[0]
+            measured = f"Measured on {machine(torch.device('cpu'))}.\n\n"
+            TABLE.write_text(f"{before}{MARK}\n\n{measured}{HEAD}" + "\n".join(lines) + "\n")

@@ -1,0 +1,14 @@
+"""A training whose loss is no longer a number."""
+
+import pytest
+from test_run import refused, run_status
+
+
+@pytest.mark.fault("a diverging training", "`lr=1e6`", "it stops with the epoch and update; FAILED, nothing registered")
+@pytest.mark.parametrize("step", ["step1", "step2"])
+def test_divergence(step, store, capsys):
+    code, line = refused(capsys, step, "--dataset", "digits", "--lr", "1e6", "--epochs", "3", "--threads", "1")
+    assert code == 1
+    assert line.startswith("training diverged: the loss of epoch 1, update ")
+    assert run_status(store) == [(f"{step} seed 0", "FAILED")]
+    assert store.search_registered_models() == []
