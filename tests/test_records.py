@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from src.lifecycle import records
-from src.run import STEPS
+from src.commands import STEPS
 
 
 def finished_run(seed, accuracies, *, epochs=None, dataset="mnist", validation=0, status="FINISHED", lr="0.01"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from src import run
+from src import commands, run
 from src.learning import data
 
 BAD = [
@@ -137,7 +137,7 @@ def test_a_diverging_run_fails_and_registers_nothing(store, capsys):
 def test_a_run_that_cannot_be_resumed(store, capsys):
     assert refused(capsys, "step2", "--resume", "no-run")[0] == 2
     assert store.search_runs(["0"]) == []
-    with run.tracking.run("step3 seed 0", {"step": "step3"}) as other:
+    with commands.tracking.run("step3 seed 0", {"step": "step3"}) as other:
         pass
     code, line = refused(capsys, "step2", "--resume", other)
     assert code == 2
@@ -154,25 +154,25 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.train, "fit", killed)
+        patch.setattr(commands.train, "fit", killed)
         refused(capsys, "step2", "--dataset", "digits")
     (begun,) = store.search_runs(["0"])
     code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
-    assert (code, line) == (1, f"there is no saved state in {run.CHECKPOINTS / begun.info.run_id}")
+    assert (code, line) == (1, f"there is no saved state in {commands.CHECKPOINTS / begun.info.run_id}")
     code, line = refused(capsys, "step2", "--lr", "0.3", "--resume", begun.info.run_id)
     assert (code, line) == (2, "lr is 0.3: the run that is resumed has 0.01")
     store.set_tag(begun.info.run_id, "code.digest", "another")
     code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
     assert code == 2
     assert "that run's code.digest is another, now it is" in line
-    with run.checkpoint.hold(run.CHECKPOINTS / begun.info.run_id):
+    with commands.checkpoint.hold(commands.CHECKPOINTS / begun.info.run_id):
         code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
     assert (code, line) == (2, f"resume is {begun.info.run_id!r}: that run is being trained by another process")
 
 
 def test_a_predict_that_can_read_nothing_is_a_failed_run(store, tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.png").write_text("not a picture")
-    monkeypatch.setattr(run.predict, "load", lambda _: (None, {}))
+    monkeypatch.setattr(commands.predict, "load", lambda _: (None, {}))
     with pytest.raises(SystemExit) as stopped:
         run.main(["predict", "--images", str(tmp_path)])
     printed = capsys.readouterr().err
@@ -200,14 +200,14 @@ def test_an_interrupted_run_is_killed(store, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.train, "fit", interrupted)
+    monkeypatch.setattr(commands.train, "fit", interrupted)
     code, line = refused(capsys, "step2", "--dataset", "digits")
     assert (code, line) == (130, "interrupted")
     assert run_status(store) == [("step2 seed 0", "KILLED")]
 
 
 def test_the_help_names_every_parameter(capsys):
-    run.cli.main(["step4", "--help"], standalone_mode=False)
+    commands.cli.main(["step4", "--help"], standalone_mode=False)
     shown = capsys.readouterr().out
-    for option in run.cli.commands["step4"].params:
+    for option in commands.cli.commands["step4"].params:
         assert f"--{option.name}" in shown

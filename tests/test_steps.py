@@ -11,7 +11,7 @@ from conftest import ROOT, copy_project
 
 from src.learning.recipe import Recipe, Target
 from src.lifecycle import records, report, tracking
-from src.run import STEPS, cli
+from src.commands import STEPS, cli
 
 PARAMETERS = {"step1": 6_379_786, "step2": 12_584, "step3": 11_924}
 PUBLISHED_STEP3 = """

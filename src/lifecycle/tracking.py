@@ -5,9 +5,9 @@ import copy
 import io
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import mlflow
 import mlflow.data
@@ -18,21 +18,25 @@ import torchsummary
 from filelock import FileLock
 from matplotlib.figure import Figure
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
+from mlflow.tracking._tracking_service.utils import _get_git_url_if_present
 from mlflow.types import Schema, TensorSpec
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
 from packaging.requirements import Requirement
 
+from src import process
 from src.learning.classifier import Classifier
 from src.learning.data import Dataset
 from src.learning.evaluate import Evaluation
 from src.learning.recipe import ParameterError, Recipe, Target
 from src.lifecycle import plots
 from src.lifecycle.gate import Verdict, summarise
-from src.lifecycle.provenance import machine
+from src.lifecycle.provenance import ROOT, machine
 
-REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
+REQUIREMENTS = ROOT / "requirements.txt"
+START = 5  # seconds; a process that `mlflow run` starts leaves its sign sooner
 MODEL_PACKAGES = ("mlflow", "numpy", "torch")  # what a registered model needs to answer
 SIGNATURE = ModelSignature(
     inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 28, 28))]),
@@ -47,18 +51,71 @@ def hush() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # they are small, and many
 
 
+class StoreError(Exception):
+    """The tracking store is out of reach."""
+
+
 def connect() -> None:
-    """Open the tracking store, and create it where there is none: one process at a time, as MLflow needs it."""
-    with turn():
-        mlflow.search_experiments(max_results=1)
+    """Open the tracking store, and close in it the runs whose process is gone.
+
+    Where there is none it is created: by one process at a time, as MLflow needs it. Raises StoreError when it does not
+    answer.
+    """
+    with turn(), _impatient():
+        try:
+            mlflow.search_experiments(max_results=1)
+            close_abandoned()
+        except MlflowException as error:
+            uri = mlflow.get_tracking_uri()
+            raise StoreError(f"MLFLOW_TRACKING_URI is {uri!r}: the store there does not answer ({error})") from error
 
 
 def turn(name: str = "") -> contextlib.AbstractContextManager:
     """While one process has its turn, the others wait, where the store is a file of this machine."""
-    uri = mlflow.get_tracking_uri()
-    if uri.startswith("sqlite:///"):
-        return FileLock(f"{uri.removeprefix('sqlite:///')}{name}.lock")
+    if file := _store_file():
+        return FileLock(f"{file}{name}.lock")
     return contextlib.nullcontext()
+
+
+def _store_file() -> str | None:
+    uri = mlflow.get_tracking_uri()
+    return uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Wait some seconds for a server, in place of the minutes that a training waits for it to come back."""
+    hurry = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    before = {name: os.environ.get(name) for name in hurry}
+    os.environ.update(hurry)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def close_abandoned() -> None:
+    """Close the runs whose process is gone; those that live, or that live elsewhere, are left alone."""
+    running = mlflow.search_runs(
+        filter_string="attributes.status = 'RUNNING'", search_all_experiments=True, output_format="list"
+    )
+    for found in filter(_is_abandoned, running):
+        close(found.info.run_id, "KILLED", "its process is gone: it was killed, or the machine went down")
+
+
+def _is_abandoned(found: Run) -> bool:
+    tags = found.data.tags
+    if sign := tags.get("process"):
+        return process.is_gone(sign)
+    # `mlflow run` has opened it and the process that takes it over has not come so far. Should it come after all, late
+    # because its environment is being built, it opens the run again.
+    ours = tags.get(MLFLOW_SOURCE_TYPE) == "PROJECT" and tags[MLFLOW_SOURCE_NAME] == _get_git_url_if_present(str(ROOT))
+    late = time.time() - found.info.start_time / 1000 > START
+    here = _store_file() or (process.SIGNS / found.info.run_id).exists()
+    return bool(ours and late and here) and process.is_gone(process.sign_of(found.info.run_id))
 
 
 @contextlib.contextmanager
@@ -66,28 +123,48 @@ def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterat
     """A run that ends FINISHED, KILLED or FAILED, as it truly did; yields its id.
 
     Under `mlflow run` it is the run that MLflow has opened already; `resume` opens an earlier one instead, and the one
-    that `mlflow run` has opened says so.
+    that `mlflow run` has opened says so. Raises StoreError when the run cannot be closed.
     """
+    client = mlflow.MlflowClient()
     if resume and (opened := os.environ.get("MLFLOW_RUN_ID")):
-        client = mlflow.MlflowClient()
         client.set_tag(opened, "mlflow.runName", f"resume of {name}")
         client.set_tag(opened, "resumes", resume)
-    with mlflow.start_run(resume) as active:
-        try:
-            mlflow.set_tags({"mlflow.runName": name, **tags})
-            yield active.info.run_id
-        except (KeyboardInterrupt, SystemExit):
-            mlflow.end_run("KILLED")
-            raise
-        except Exception as error:
-            note_error(str(error), active.info.run_id)
-            raise
+    active = mlflow.start_run(resume, tags={"mlflow.runName": name, **tags, **_process()})
+    run_id = active.info.run_id
+    try:
+        if "error" in active.data.tags:  # it was closed before, and goes on
+            client.delete_tag(run_id, "error")
+        yield run_id
+    except BaseException as error:
+        _end_early(run_id, error)
+        raise
+    else:
+        mlflow.end_run()
+
+
+def _process() -> dict[str, str]:
+    """The tag by which others see whether the process of a run lives."""
+    sign = process.sign()
+    return {"process": sign} if sign else {}
+
+
+def _end_early(run_id: str, error: BaseException) -> None:
+    killed = isinstance(error, KeyboardInterrupt | SystemExit)
+    note_error(getattr(error, "reason", None) or str(error) or type(error).__name__, run_id)
+    try:
+        with _impatient():
+            mlflow.end_run("KILLED" if killed else "FAILED")
+    except MlflowException as unclosed:
+        raise StoreError(
+            f"the store {mlflow.get_tracking_uri()} is out of reach, and run {run_id} stays open in it until anything "
+            f"of this project runs again ({unclosed})"
+        ) from error
 
 
 def note_error(message: str, run_id: str | None = None) -> None:
     """Leave the message on the run, or on the one that `mlflow run` has opened and nothing has taken over yet."""
     if run_id := run_id or os.environ.get("MLFLOW_RUN_ID"):
-        with contextlib.suppress(mlflow.MlflowException):  # the store itself may be what failed
+        with contextlib.suppress(MlflowException), _impatient():  # the store itself may be what failed
             mlflow.MlflowClient().set_tag(run_id, "error", " ".join(message.split()))
 
 
@@ -142,7 +219,7 @@ def settings(run_id: str, step: str) -> dict[str, object]:
     refusal = f"resume is {run_id!r}: it takes the id of an unfinished run of {step}, and "
     try:
         found = mlflow.get_run(run_id)
-    except mlflow.MlflowException as error:
+    except MlflowException as error:
         raise ParameterError(f"{refusal}the store says: {error.message}") from None
     if found.data.tags.get("step") != step:
         raise ParameterError(f"{refusal}that is a run of {found.data.tags.get('step', 'no step')}")
@@ -270,7 +347,7 @@ def open_nested(parent: str, name: str) -> str:
     inherited = {
         key: value for key, value in found.data.tags.items() if key.startswith(("mlflow.source.", "mlflow.user"))
     }
-    tags = {**inherited, MLFLOW_PARENT_RUN_ID: parent}
+    tags = {**inherited, **_process(), MLFLOW_PARENT_RUN_ID: parent}
     return client.create_run(found.info.experiment_id, tags=tags, run_name=name).info.run_id
 
 

@@ -1,0 +1,96 @@
+"""This process: how it is asked to end, who started it, and the sign by which others see that it lives.
+
+Nothing here takes time to import, so that a process is guarded before all that does.
+"""
+
+import atexit
+import functools
+import os
+import platform
+import signal
+import threading
+import time
+import uuid
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+SIGNS = Path("checkpoints") / "processes"
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+PARENT = os.getppid()  # asked as early as can be: it may end at any moment
+LOOK = 0.5  # seconds between two looks at it
+
+_orphaned = threading.Event()
+
+
+class Stopped(SystemExit):
+    """This process was asked to end; like every SystemExit, it passes by what handles errors."""
+
+    def __init__(self, number: int, reason: str):
+        super().__init__(128 + number)  # as shells count
+        self.reason = reason
+
+
+def guard() -> None:
+    """Let a signal, or the end of the `mlflow run` that started this process, end it in order: by Stopped."""
+    sign()
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # it is ignored under nohup
+            signal.signal(number, _stop)
+    if "MLFLOW_RUN_ID" in os.environ:  # a shell, in contrast, may end before what it has started
+        threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _stop(number: int, frame: object) -> None:
+    for each in SIGNALS:  # `mlflow run` sends a second one when it is interrupted; the first is being obeyed
+        signal.signal(each, signal.SIG_IGN)
+    name = signal.Signals(number).name
+    raise Stopped(number, "the process that started it is gone" if _orphaned.is_set() else f"stopped by {name}")
+
+
+def _follow_parent() -> None:
+    while os.getppid() == PARENT:
+        time.sleep(LOOK)
+    _orphaned.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@functools.cache
+def sign() -> str | None:
+    """This process's own sign, None where it cannot leave one: a file that it holds locked.
+
+    However the process ends, the system lets go of the lock then.
+    """
+    name = os.environ.get("MLFLOW_RUN_ID") or uuid.uuid4().hex  # others know the first from the start
+    lock = FileLock(SIGNS.absolute() / name)
+    try:
+        SIGNS.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:
+        return None
+    atexit.register(_withdraw, lock)
+    return sign_of(name)
+
+
+def _withdraw(lock: FileLock) -> None:
+    if "MLFLOW_RUN_ID" not in os.environ:  # otherwise that run was never taken over, and is to be closed
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+def sign_of(name: str) -> str:
+    """The sign, machine:file, of a process of this folder."""
+    return f"{platform.node()}:{SIGNS.absolute() / name}"
+
+
+def is_gone(sign: str) -> bool:
+    """Whether the process with this sign has ended; False where that cannot be seen, as on another machine."""
+    machine, _, file = sign.partition(":")
+    if machine != platform.node() or not Path(file).parent.is_dir():
+        return False
+    try:
+        with FileLock(file, timeout=0):
+            Path(file).unlink()
+    except (Timeout, OSError):
+        return False
+    return True
