@@ -1,10 +1,13 @@
 """A training that goes on from its saved state ends with the weights of one that was never interrupted."""
 
+import errno
+import os
+
 import pytest
 import torch
 from conftest import SMALL_RECIPE, Small, train_small
 
-from src.learning import checkpoint, train
+from src.learning import checkpoint, files, train
 
 
 def begin(dataset, seed=0):
@@ -70,12 +73,27 @@ def test_nothing_to_go_on_from(digits, tmp_path):
 
 def test_a_save_that_is_cut_off_leaves_the_one_before(digits, tmp_path, monkeypatch):
     training = train_until(2, digits, tmp_path)
+    training.history.append({})
 
-    def cut_off(state, file):
-        file.write(b"half")
-        raise OSError("no space left on device")
+    def cut_off(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(torch, "save", cut_off)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(files.os, "fsync", cut_off)
+    with pytest.raises(checkpoint.CheckpointError, match=r"epoch 3 cannot be saved as .*epoch-0003.pt \(No space left"):
         checkpoint.save(training, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["epoch-0001.pt", "epoch-0002.pt"]
     assert checkpoint.restore(begin(digits), tmp_path) == []
+
+
+def test_a_training_that_went_well_is_not_spoiled_by_what_it_cannot_clear_away(tmp_path):
+    with checkpoint.hold(tmp_path / "run"):
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(checkpoint.CheckpointError, match=r"nothing can be saved in .*file/run \(Not a directory\)"),
+        checkpoint.hold(tmp_path / "file" / "run"),
+    ):
+        pass

@@ -1,6 +1,6 @@
 """Everything that a killed run needs to go on exactly: written whole or not at all, the last two epochs kept."""
 
-import os
+import io
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from src.learning.files import write_whole
 from src.learning.recipe import ParameterError
 from src.learning.train import Training
 
@@ -17,7 +18,7 @@ KEPT = 2  # should the newest be damaged, the one before takes its place
 
 
 class CheckpointError(Exception):
-    """There is no state to go on from."""
+    """A state cannot be saved, or there is none to go on from."""
 
 
 @contextmanager
@@ -25,32 +26,44 @@ def hold(folder: Path) -> Iterator[None]:
     """Keep other processes from training into `folder`; the system lets go of it when this one ends, however it ends.
 
     What was saved in it is removed once all went well: then there is nothing to go on from.
-    Raises ParameterError when another process has it.
+    Raises: ParameterError when another process has it, CheckpointError when the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=0)
     try:
-        with FileLock(folder / "lock", timeout=0):
-            yield
-            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout:
         raise ParameterError(f"resume is {folder.name!r}: that run is being trained by another process") from None
+    except OSError as error:
+        raise CheckpointError(f"nothing can be saved in {folder} ({error.strerror})") from error
+    try:
+        yield
+        shutil.rmtree(folder, ignore_errors=True)  # what is left of it harms nobody
+    finally:
+        lock.release()
 
 
 def save(training: Training, folder: Path) -> None:
-    """Write the state after the last finished epoch to `folder`; a reader never sees half of it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the state after the last finished epoch to `folder`; a reader never sees half of it.
+
+    Raises CheckpointError when it cannot be written; the states before it are kept.
+    """
     state = {name: part.state_dict() for name, part in _parts(training).items()} | {
         "history": training.history,
         "generator": training.generator.get_state(),
         "random": torch.get_rng_state(),  # dropout draws from torch's own generators
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    unfinished = folder / "unfinished"
-    with unfinished.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(folder / f"epoch-{len(training.history):04}.pt")
+    content = io.BytesIO()  # written to a full disk, torch reports anything but that
+    torch.save(state, content)
+    file = folder / f"epoch-{len(training.history):04}.pt"
+    try:
+        write_whole(file, content.getbuffer())
+    except OSError as error:
+        kept = f"; resume={folder.name} goes on from the state before it" if _newest_first(folder) else ""
+        raise CheckpointError(
+            f"the state after epoch {len(training.history)} cannot be saved as {file} ({error.strerror}){kept}"
+        ) from error
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
 

@@ -1,17 +1,13 @@
 """MNIST, or scikit-learn's digits where MNIST is out of reach, as tensors in memory, checked at every load."""
 
+import gzip
 import hashlib
 import os
-import shutil
-import socket
-import tempfile
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -22,9 +18,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets.mnist import read_image_file, read_label_file
-from torchvision.datasets.utils import check_integrity
+from tqdm import tqdm
 
+from src.learning.files import write_whole
 from src.learning.recipe import ParameterError
 
 DATASETS = ("auto", "mnist", "digits")
@@ -112,94 +108,98 @@ def load(name: str = "auto", folder: str | Path | None = None) -> Dataset:
     if name == "digits":
         return _digits()
     root = Path(folder or os.environ.get(FOLDER_VARIABLE) or user_cache_path("drilldown")).expanduser().absolute()
-    raw = root / "MNIST" / "raw"  # torchvision's own layout
-    if not all((raw / file).exists() for file in MNIST_SHA256):
-        try:
-            _download(root)
-        except OutOfReachError as error:
-            if name == "mnist":
-                raise
-            warnings.warn(
-                f"\n{'!' * 100}\nTraining on DIGITS (scikit-learn's 1,797 small images), NOT on MNIST: {error}\n"
-                f"{'!' * 100}",
-                stacklevel=2,
-            )
-            return _digits()
-    return _mnist(raw)
+    try:
+        _download(root)
+    except OutOfReachError as error:
+        if name == "mnist":
+            raise
+        warnings.warn(
+            f"\n{'!' * 100}\nTraining on DIGITS (scikit-learn's 1,797 small images), NOT on MNIST: {error}\n"
+            f"{'!' * 100}",
+            stacklevel=2,
+        )
+        return _digits()
+    return _mnist(root / "MNIST" / "raw")
 
 
 def _mnist(raw: Path) -> Dataset:
+    tensors = []
     for file, expected in MNIST_SHA256.items():
         try:
-            found = hashlib.sha256((raw / file).read_bytes()).hexdigest()
+            content = bytearray((raw / file).read_bytes())
         except OSError as error:
             raise DataError(f"data_dir: {raw / file} cannot be read ({error.strerror})") from error
+        found = hashlib.sha256(content).hexdigest()
         if found != expected:
             raise DataError(
                 f"data_dir: {raw / file} is damaged: its SHA-256 is {found}, MNIST's is {expected}; "
                 "delete the file, and the next run downloads it again"
             )
-    train_images, train_labels, test_images, test_labels = (
-        (read_image_file if "images" in file else read_label_file)(str(raw / file)) for file in MNIST_SHA256
-    )
+        # The very bytes that were checked: read once more, the file could be another one.
+        header, shape = (16, (-1, 28, 28)) if "images" in file else (8, (-1,))
+        tensors.append(torch.frombuffer(content, dtype=torch.uint8, offset=header).reshape(shape))
+    train_images, train_labels, test_images, test_labels = tensors
     digest = hashlib.sha256("".join(MNIST_SHA256.values()).encode()).hexdigest()[:32]
     return Dataset(
-        "mnist", train_images, train_labels, test_images, test_labels, digest, MNIST_SOURCE, target_accuracy=99.4
+        "mnist",
+        train_images,
+        train_labels.long(),
+        test_images,
+        test_labels.long(),
+        digest,
+        MNIST_SOURCE,
+        target_accuracy=99.4,
     )
 
 
 def _download(root: Path) -> None:
-    """Bring MNIST into `root`: whole or not at all, one process at a time."""
-    raw = root / "MNIST" / "raw"
-    tried = ""
+    """Bring MNIST into `root` where it is not there: all of it or nothing, one process at a time."""
+    raw = root / "MNIST" / "raw"  # torchvision's own layout
     try:
+        if _is_complete(raw):
+            return  # nothing is written: the folder may be read-only
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / "download.lock"), tempfile.TemporaryDirectory(dir=root) as scratch, _patience():
-            if all((raw / file).exists() for file in MNIST_SHA256):
+        with FileLock(root / "download.lock"):
+            if _is_complete(raw):
                 return  # another process was faster
-            fresh = Path(scratch) / "MNIST" / "raw"
-            fresh.mkdir(parents=True)
-            if mirror := os.environ.get(MIRROR_VARIABLE):
-                tried = _fetch(mirror, fresh)
-            datasets.MNIST(scratch, download=True)  # downloads what is still missing, and checks and unpacks all
-            raw.mkdir(parents=True, exist_ok=True)
-            for file in MNIST_SHA256:
-                (fresh / file).replace(raw / file)
-    except (URLError, ConnectionError, TimeoutError, RuntimeError, HTTPException) as error:
-        reason = " ".join(f"{tried}{error}".split())
+            fetched = {Path(archive).stem: _fetch(archive, md5) for archive, md5 in datasets.MNIST.resources}
+            for file, content in fetched.items():
+                write_whole(raw / file, gzip.decompress(content))
+    except OutOfReachError as error:
         raise OutOfReachError(
-            f"dataset: MNIST is not in {root}, and no mirror gave it ({reason}); set {MIRROR_VARIABLE} to a URL that "
+            f"dataset: MNIST is not in {root}, and no mirror gave it ({error}); set {MIRROR_VARIABLE} to a URL that "
             f"has its four .gz files, or use dataset=digits"
-        ) from error
+        ) from None
     except OSError as error:
         raise DataError(f"data_dir is {root}: it takes a folder that can be written ({error})") from error
 
 
-def _fetch(mirror: str, folder: Path) -> str:
-    """Copy what `mirror` has of MNIST; the reason, if it lacks something.
+def _is_complete(raw: Path) -> bool:
+    return all((raw / file).exists() for file in MNIST_SHA256)
 
-    torchvision's own download cannot open file:// URLs, but it takes over files that are there already.
-    """
-    for file, md5 in datasets.MNIST.resources:
-        url = mirror.rstrip("/") + "/" + file
+
+def _fetch(archive: str, md5: str) -> bytes:
+    """One of MNIST's archives, from the first mirror that has it as it should be."""
+    reasons = []
+    for mirror in filter(None, [os.environ.get(MIRROR_VARIABLE), *datasets.MNIST.mirrors]):
+        url = f"{mirror.rstrip('/')}/{archive}"
         try:
-            with urlopen(url) as response, (folder / file).open("wb") as copy:
-                shutil.copyfileobj(response, copy)
-            if not check_integrity(folder / file, md5):
-                return f"{url} has a wrong checksum. "
+            content = _read(url)
         except (OSError, ValueError, HTTPException) as error:
-            return f"{url}: {error}. "
-    return ""
+            reasons.append(" ".join(f"{url}: {error}".split()))
+        else:
+            if hashlib.md5(content).hexdigest() == md5:
+                return content
+            reasons.append(f"{url} has a wrong checksum")
+    raise OutOfReachError("; ".join(reasons))
 
 
-@contextmanager
-def _patience():
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(MIRROR_PATIENCE)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def _read(url: str) -> bytes:
+    request = Request(url, headers={"User-Agent": "drilldown"})  # some mirrors turn Python's own name away
+    with urlopen(request, timeout=MIRROR_PATIENCE) as response:
+        size = int(response.headers.get("Content-Length", 0))
+        with tqdm.wrapattr(response, "read", size, desc=Path(url).name, leave=False, disable=None) as watched:
+            return b"".join(iter(lambda: watched.read(2**16), b""))
 
 
 def _digits() -> Dataset:
