@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from sklearn.metrics import ConfusionMatrixDisplay
 
@@ -120,7 +121,13 @@ def sheet(images: np.ndarray, titles: Sequence[str], heading: str = "") -> Figur
         axes.axis("off")
     for axes, image, title in zip(places.flat, images, titles, strict=False):
         axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-        axes.set_title(title, fontsize=7)
+        axes.set_title(_drawable(title), fontsize=7, parse_math=False)
     if heading:
         figure.suptitle(heading)
     return figure
+
+
+def _drawable(text: str) -> str:
+    """The text with a ? for what the font does not have: matplotlib would warn of each, and draw a box."""
+    font = get_font(findfont(FontProperties()))
+    return "".join(character if character == "\n" or font.get_char_index(ord(character)) else "?" for character in text)

@@ -1,21 +1,26 @@
 """Image files to digits: each file is brought into MNIST's frame, and a registered model is asked."""
 
-import contextlib
+import os
+import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow.pyfunc
 import numpy as np
-from mlflow.exceptions import MlflowException
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.pyfunc import PyFuncModel
 from mlflow.store.artifact.utils.models import get_model_name_and_version
-from PIL import Image, UnidentifiedImageError
+from mlflow.utils.uri import is_models_uri
+from PIL import Image, ImageOps
 from scipy.ndimage import center_of_mass
 from tqdm import tqdm
 
 from src.learning.recipe import ParameterError
+from src.lifecycle import integrity
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF")  # whatever a file is called, no other of PIL's readers touches it
 BATCH = 256  # images a call of the model
 INK = 0.04  # share of the darkest ink above which a pixel belongs to the digit
 
@@ -36,19 +41,43 @@ class Prediction:
 
 
 def find_images(path: str | Path) -> list[Path]:
-    """The image file itself, or the image files of a folder, by name.
+    """The image file itself, or what is called like an image file in a folder, by name.
 
     Raises ParameterError where there is none.
     """
-    path = Path(path).expanduser()
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ParameterError(f"images is {str(path)!r}: it takes an image file, or a folder with image files")
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    try:
+        path = Path(path).expanduser()
+        if path.is_file():
+            return [path.resolve() if path.is_symlink() else path]  # wherever it is: this link the user has named
+        if not path.is_dir():
+            raise ParameterError(f"images is {str(path)!r}: it takes an image file, or a folder with image files")
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user that there is not
+        raise ParameterError(
+            f"images is {str(path)!r}: it takes an image file, or a folder that can be read ({error})"
+        ) from error
     if not files:
         raise ParameterError(f"images is {str(path)!r}: it takes a folder with files that end in {', '.join(SUFFIXES)}")
     return files
+
+
+def read(file: Path) -> np.ndarray:
+    """The picture in the file, in MNIST's frame.
+
+    Raises PredictError and, of damaged or hostile files, whatever PIL raises.
+    """
+    if file.is_symlink() and not Path(os.path.realpath(file, strict=True)).is_relative_to(file.parent.resolve()):
+        raise PredictError("it is a link that points outside the folder")
+    if not file.is_file():
+        raise PredictError("it is not a file")  # but a folder, or a pipe that would keep us waiting
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what PIL could read in spite of it
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file, formats=FORMATS) as picture:
+            if 0 in picture.size:
+                raise PredictError("it has no pixels")
+            ImageOps.exif_transpose(picture, in_place=True)
+            return to_frame(picture)
 
 
 def to_frame(picture: Image.Image) -> np.ndarray:
@@ -57,17 +86,20 @@ def to_frame(picture: Image.Image) -> np.ndarray:
     The digit, dark on light or light on dark, is cropped, fitted into 20×20 and placed in 28×28 so that its centre of
     mass is in the middle. Returns uint8 (28, 28), white on black.
 
-    Raises PredictError when the picture is of one colour.
+    Raises PredictError when the picture is of one colour, or not of numbers.
     """
-    if picture.mode.startswith("I"):  # 16 bit
-        pixels = np.asarray(picture, np.float32) / 257
+    if picture.mode[0] in "IF":  # 16 bit, 32 bit or floating point, on whatever scale
+        pixels = np.asarray(picture, np.float32)
+        if not (np.abs(pixels) < 1e30).all():
+            raise PredictError("it has pixels that are not numbers, or too large")
     elif "A" in picture.getbands() or "transparency" in picture.info:
         white = Image.new("RGBA", picture.size, "white")
         pixels = np.asarray(Image.alpha_composite(white, picture.convert("RGBA")).convert("L"), np.float32)
     else:
         pixels = np.asarray(picture.convert("L"), np.float32)
-    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    ink = np.clip((pixels - np.median(edge)) * (1 if np.median(edge) < 128 else -1), 0, None)  # background 0
+    background = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]))
+    dark = background - pixels.min() < pixels.max() - background
+    ink = np.clip((pixels - background) * (1 if dark else -1), 0, None)
     if ink.max() == 0:
         raise PredictError("it is of one colour: there is no digit in it")
     rows, columns = (np.flatnonzero((ink > INK * ink.max()).any(axis)) for axis in (1, 0))
@@ -86,19 +118,33 @@ def to_frame(picture: Image.Image) -> np.ndarray:
 def load(model_uri: str) -> tuple[PyFuncModel, dict[str, str]]:
     """Load a model, as `models:/mnist-cnn@champion`, and say which it is: its lineage, as tags.
 
-    Raises PredictError when the store has no such model.
+    Raises PredictError when the store has no such model, or its files are not those that were registered.
     """
     try:
-        model = mlflow.pyfunc.load_model(model_uri, model_config={"device": "cpu"})  # where it was exported
-    except MlflowException as error:
+        version = _version(model_uri)
+        with tempfile.TemporaryDirectory() as folder:
+            source = integrity.fetch(version, folder) if version else model_uri
+            model = mlflow.pyfunc.load_model(source, model_config={"device": "cpu"})  # where it was exported
+    except integrity.AlteredError as error:
+        raise PredictError(
+            f"model is {model_uri!r}: {error}; restore its files, or go back to an earlier champion (rollback)"
+        ) from error
+    except Exception as error:  # the store's, and whatever a damaged file makes PyTorch raise
         raise PredictError(f"model is {model_uri!r}: it takes the URI of a model in this store ({error})") from error
     lineage = {"model": model_uri, "model.id": model.metadata.model_id, "model.run_id": model.metadata.run_id}
-    with contextlib.suppress(MlflowException):  # it may be no registered model, but a run's own
-        client = mlflow.MlflowClient()
-        version = client.get_model_version(*get_model_name_and_version(client, model_uri))
+    if version:
         lineage |= {"model.name": version.name, "model.version": str(version.version)}
-        lineage["dataset.digest"] = version.tags.get("dataset.digest")
+        lineage |= {tag: version.tags.get(tag) for tag in ("dataset.digest", integrity.TAG)}
     return model, {name: value for name, value in lineage.items() if value}
+
+
+def _version(model_uri: str) -> ModelVersion | None:
+    """The registered version that the URI stands for now; none where it is a run's own model, or a folder."""
+    if not is_models_uri(model_uri):
+        return None
+    client = mlflow.MlflowClient()
+    name, *version = get_model_name_and_version(client, model_uri)
+    return client.get_model_version(name, *version) if version else None  # models:/m-… is no version
 
 
 def predict(model: PyFuncModel, files: list[Path]) -> tuple[list[Prediction], np.ndarray, dict[str, str]]:
@@ -113,10 +159,9 @@ def predict(model: PyFuncModel, files: list[Path]) -> tuple[list[Prediction], np
             frames = {}
             for file in files[start : start + BATCH]:
                 try:
-                    with Image.open(file) as picture:
-                        frames[file] = to_frame(picture)
-                except (PredictError, UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-                    refused[str(file)] = str(error)
+                    frames[file] = read(file)
+                except Exception as error:  # one file, whatever is in it, must not cost the others
+                    refused[printable(str(file))] = printable(str(error) or type(error).__name__)
                 bar.update()
             if frames:
                 seen.append(np.stack(list(frames.values())))
@@ -127,7 +172,12 @@ def predict(model: PyFuncModel, files: list[Path]) -> tuple[list[Prediction], np
 
 def _prediction(file: Path, probabilities: np.ndarray) -> Prediction:
     second, first = probabilities.argsort()[-2:].tolist()
-    return Prediction(str(file), first, float(probabilities[first]), second, float(probabilities[second]))
+    return Prediction(printable(str(file)), first, float(probabilities[first]), second, float(probabilities[second]))
+
+
+def printable(text: str) -> str:
+    """A name or a message as one line that any terminal, table and JSON takes: what else is in it is escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def table(predictions: list[Prediction], most: int = 100) -> str:

@@ -20,7 +20,7 @@ from mlflow.models.model import ModelInfo
 from src.learning.data import Dataset
 from src.learning.evaluate import Evaluation, percent
 from src.learning.recipe import ParameterError
-from src.lifecycle import promotion, tracking
+from src.lifecycle import integrity, promotion, tracking
 from src.lifecycle.gate import Verdict
 
 VERIFIER = Path(__file__).with_name("verify.py")
@@ -32,7 +32,7 @@ class RegistryError(Exception):
 
 
 class VerificationError(RegistryError):
-    """A registered model does not answer as it did when it was logged."""
+    """A registered model is not what was registered, or does not answer as it did when it was logged."""
 
 
 class ChampionError(RegistryError):
@@ -119,7 +119,10 @@ def _create(client: MlflowClient, name: str, model: ModelInfo, run_id: str) -> M
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return client.create_model_version(name, model.model_uri, run_id, model_id=model.model_id)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = mlflow.artifacts.download_artifacts(model.model_uri, dst_path=folder)
+        tags = {integrity.TAG: integrity.digest(copy)}  # at once: no version of ours is ever without it
+    return client.create_model_version(name, model.model_uri, run_id, tags=tags, model_id=model.model_id)
 
 
 def promote(version: str, dataset: Dataset, *, why: str, force: bool = False) -> Registration:
@@ -185,8 +188,8 @@ def roll_back(dataset: Dataset, *, why: str) -> Registration:
 def verify(versions: list[ModelVersion], dataset: Dataset) -> list[promotion.Candidate]:
     """Ask the versions about the whole test set in a fresh process that cannot import this project, nor read a pickle.
 
-    Raises: VerificationError unless each has exactly the accuracy (percent) that it was logged with, RegistryError when
-    one was measured on other data, or its registration was cut off.
+    Raises: VerificationError unless each has the files that were registered, and exactly the accuracy (percent) that it
+    was logged with; RegistryError when one was measured on other data, or its registration was cut off.
     """
     for model in versions:
         for tag in ("dataset.digest", "parameters", "test_accuracy"):
@@ -199,20 +202,27 @@ def verify(versions: list[ModelVersion], dataset: Dataset) -> list[promotion.Can
                 f"{model.name} version {model.version} was measured on other data than this: its dataset digest is "
                 f"{digest}, that of {dataset.name} is {dataset.digest}"
             )
-    uris = [f"models:/{model.name}/{model.version}" for model in versions]
-    predictions, labels = ask(uris, dataset.test_images.numpy()), dataset.test_labels.numpy()
-    for uri, model, row in zip(uris, versions, predictions, strict=True):
+    with tempfile.TemporaryDirectory() as folder:
+        copies = [Path(folder) / f"{model.name} version {model.version}" for model in versions]
+        for model, copy in zip(versions, copies, strict=True):
+            copy.mkdir()
+            try:
+                integrity.fetch(model, copy)
+            except integrity.AlteredError as error:
+                raise VerificationError(str(error)) from error
+        predictions, labels = ask(copies, dataset.test_images.numpy()), dataset.test_labels.numpy()
+    for model, copy, row in zip(versions, copies, predictions, strict=True):
         found, logged = percent((row == labels).sum(), len(labels)), float(model.tags["test_accuracy"])
         if found != logged:
-            raise VerificationError(f"{uri} has {found:.2f} % when reloaded, and had {logged:.2f} % when logged")
+            raise VerificationError(f"{copy.name} has {found:.2f} % when reloaded, and had {logged:.2f} % when logged")
     return [
         promotion.Candidate(str(model.version), int(model.tags["parameters"]), row)
         for model, row in zip(versions, predictions, strict=True)
     ]
 
 
-def ask(model_uris: list[str], images: np.ndarray) -> np.ndarray:
-    """The digits (models, N) that the models say of uint8 images (N, 28, 28), in a fresh process.
+def ask(models: list[Path], images: np.ndarray) -> np.ndarray:
+    """The digits (models, N) that the models in these folders say of uint8 images (N, 28, 28), in a fresh process.
 
     Raises VerificationError when it cannot load one of them.
     """
@@ -220,10 +230,8 @@ def ask(model_uris: list[str], images: np.ndarray) -> np.ndarray:
         questions, answers = Path(folder) / "images.npy", Path(folder) / "answers.npy"
         np.save(questions, images)
         # -I: neither this folder nor PYTHONPATH is searched for modules
-        command = [sys.executable, "-I", str(VERIFIER), str(questions), str(answers), *model_uris]
+        command = [sys.executable, "-I", str(VERIFIER), str(questions), str(answers), *models]
         settings = {
-            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-            "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri(),
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "MLFLOW_DEFAULT_PREDICTION_DEVICE": "cpu",  # the models are exported there
         }
