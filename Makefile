@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
 
-.PHONY: setup $(STEPS) all compare repeat predict promote rollback ui serve test quick faults check bench lock
+.PHONY: setup store $(STEPS) all compare repeat predict promote rollback ui serve test quick faults check bench lock
 
 setup: .venv/.installed
 
@@ -18,10 +18,14 @@ setup: .venv/.installed
 # The environment's programs come first, so that `mlflow run` calls its python.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-$(STEPS) all compare repeat promote rollback: setup
+# Should `mlflow run` be killed while it makes the database, MLflow never opens that again; this makes it anew.
+store: setup
+	$(if $(MLFLOW_TRACKING_URI),,python -m src.lifecycle.store mlflow.db)
+
+$(STEPS) all compare repeat promote rollback: store
 	mlflow run . -e $@ --env-manager local $(ARGS)
 
-predict: setup
+predict: store
 	mlflow run . -e predict --env-manager local -P images='$(IMAGES)'
 
 ui: setup

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-SIGNS = Path("checkpoints") / "processes"
+SIGNS = Path(".processes")
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 PARENT = os.getppid()  # asked as early as can be: it may end at any moment
 LOOK = 0.5  # seconds between two looks at it

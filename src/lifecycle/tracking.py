@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import mlflow
 import mlflow.data
@@ -31,7 +32,7 @@ from src.learning.classifier import Classifier
 from src.learning.data import Dataset
 from src.learning.evaluate import Evaluation
 from src.learning.recipe import ParameterError, Recipe, Target
-from src.lifecycle import plots
+from src.lifecycle import plots, store
 from src.lifecycle.gate import Verdict, summarise
 from src.lifecycle.provenance import ROOT, machine
 
@@ -58,12 +59,12 @@ class StoreError(Exception):
 def connect() -> None:
     """Open the tracking store, and close in it the runs whose process is gone.
 
-    Where there is none it is created: by one process at a time, as MLflow needs it. Raises StoreError when it does not
-    answer.
+    A database is made by one process at a time, as MLflow needs it. Raises StoreError when the store does not answer.
     """
     with turn(), _impatient():
         try:
-            mlflow.search_experiments(max_results=1)
+            if file := _store_file():
+                store.make(Path(file))
             close_abandoned()
         except MlflowException as error:
             uri = mlflow.get_tracking_uri()
