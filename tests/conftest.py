@@ -128,7 +128,10 @@ class Project:
     def __init__(self, folder: Path):
         self.folder = copy_project(folder)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTHONPATH"))}
-        self.environment = with_programs(kept) | {"GIT_PYTHON_REFRESH": "quiet"}
+        self.environment = with_programs(kept) | {
+            "GIT_PYTHON_REFRESH": "quiet",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # none of the dozen that wait for jobs
+        }
         self.tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
 
     def command(self, *command: str, **settings) -> subprocess.CompletedProcess:

@@ -1,6 +1,5 @@
 """All four steps in one go, their comparison, and MLflow's UI with them in a real browser."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -111,7 +110,8 @@ def test_the_ui_shows_them_side_by_side(project, trained, tmp_path):
     runs = [run for run in project.runs() if run.data.tags.get("step") and run.info.status == "FINISHED"]
     assert sorted(run.data.tags["step"] for run in runs) == list(STEPS)
     ids = quote("[" + ",".join(f'"{run.info.run_id}"' for run in runs) + "]")
-    with server(["mlflow", "ui", "--workers", "1", "--backend-store-uri", project.tracking_uri], os.environ) as port:
+    command = ["mlflow", "ui", "--workers", "1", "--backend-store-uri", project.tracking_uri]
+    with server(command, project.environment) as port:
         text = shown(f"http://127.0.0.1:{port}/#/compare-runs?runs={ids}&experiments=[%220%22]", tmp_path)
     for run in runs:
         assert run.info.run_name in text

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow
 import mlflow.data
@@ -72,10 +73,14 @@ def connect() -> None:
 
 
 def turn(name: str = "") -> contextlib.AbstractContextManager:
-    """While one process has its turn, the others wait, where the store is a file of this machine."""
+    """While one process has its turn with the store, the others of this machine (a server's: of this folder) wait."""
     if file := _store_file():
         return FileLock(f"{file}{name}.lock")
-    return contextlib.nullcontext()
+    try:
+        process.SIGNS.mkdir(exist_ok=True)
+    except OSError:
+        return contextlib.nullcontext()  # it cannot be written: nobody trains here
+    return FileLock(process.SIGNS / f"{quote(mlflow.get_tracking_uri(), safe='')}{name}.lock")
 
 
 def _store_file() -> str | None:
