@@ -1,0 +1,166 @@
+"""Requests to the served model that it cannot answer, and many at a time that it can."""
+
+import http.client
+import json
+import os
+import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import mlflow
+import numpy as np
+import pytest
+from test_tracking import track
+
+from benchmarks.programs import server
+
+pytestmark = pytest.mark.slow
+MODEL = "models:/digits-cnn/1"
+JSON = "application/json"
+IMAGE = np.zeros((28, 28), int)
+
+
+def instances(*images) -> str:
+    return json.dumps({"instances": [np.asarray(image).tolist() for image in images]})
+
+
+SHAPE = "(-1, 28, 28)"  # the messages say what would be right
+BAD = {
+    "rows of 27 pixels": (instances(np.zeros((28, 27))), SHAPE),
+    "an image that is in no list": (instances(*IMAGE), SHAPE),
+    "a channel too many": (instances(IMAGE[None]), SHAPE),
+    "rows of different length": (json.dumps({"instances": [[[0] * 28] * 27 + [[0] * 27]]}), "inhomogeneous shape"),
+    "no image": (instances(), SHAPE),
+    "a number for an image": ('{"instances": 5}', SHAPE),
+    "null for the images": ('{"instances": null}', "a single n-dimensional array"),
+    "null for a pixel": (instances(np.full((28, 28), None)), "not 'NoneType'"),
+    "letters for pixels": (instances(np.full((28, 28), "a")), "invalid literal for int()"),
+    "a pixel of 256": (instances(IMAGE + 256), "256 out of bounds for uint8"),
+    "a pixel of -1": (instances(IMAGE - 1), "-1 out of bounds for uint8"),
+    "a pixel of 10**30": (instances([[10**30] * 28] * 28), "too large to convert"),
+    "NaN": (instances(IMAGE * np.nan), "cannot convert float NaN"),
+    "infinity": (instances(IMAGE + np.inf), "cannot convert float infinity"),
+    "an image with a name": (json.dumps({"inputs": {"image": [IMAGE.tolist()]}}), "a single n-dimensional array"),
+    "a table": ('{"dataframe_records": [{"pixel": 1}]}', SHAPE),
+    "no field": ("{}", "exactly one of the input fields"),
+    "a missing field": (json.dumps({"images": [IMAGE.tolist()]}), "exactly one of the input fields"),
+    "two fields": (json.dumps({"instances": [], "inputs": []}), "exactly one of the input fields"),
+    "a list": (json.dumps([IMAGE.tolist()]), "Received a list"),
+    "an empty body": ("", "valid JSON"),
+    "broken JSON": (instances(IMAGE)[:-1], "valid JSON"),
+    "bytes that are no text": (b"\xff\xfe\x00", "valid JSON"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(empty_database, tmp_path_factory, trained, digits):
+    """The small network, registered, in a store of this module's own."""
+    folder = tmp_path_factory.mktemp("served")
+    uri = f"sqlite:///{shutil.copy(empty_database, folder)}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(uri)
+        _, _, model, _ = track(trained, digits)
+        mlflow.register_model(model.model_uri, "digits-cnn")
+        yield mlflow.pyfunc.load_model(MODEL)
+
+
+@pytest.fixture(scope="module")
+def port(model):
+    """Where it is served."""
+    with server(["mlflow", "models", "serve", "--model-uri", MODEL, "--env-manager", "local"], os.environ) as port:
+        yield port
+
+
+def ask(port, body, kind=JSON, method="POST"):
+    """The status and the text of the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    try:
+        connection.request(method, "/invocations", body, {"Content-Type": kind} if kind else {})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def serves(port) -> bool:
+    status, text = ask(port, instances(IMAGE))
+    return status == 200 and np.shape(json.loads(text)["predictions"]) == (1, 10)
+
+
+@pytest.mark.fault(
+    "a request that cannot be answered",
+    "wrong shape, type, range, NaN, field, JSON",
+    "a 4xx answer that says what is wrong, and it still serves",
+)
+def test_bad_requests(port, record_property):
+    for name, (body, message) in BAD.items():
+        status, text = ask(port, body)
+        assert (name, status, message in text) == (name, 400, True), text
+        assert serves(port)
+    record_property("times", len(BAD))
+
+
+@pytest.mark.fault(
+    "a request of another kind",
+    "GET, CSV, Parquet, text, another character set",
+    "a 4xx answer that says what is wrong, and it still serves",
+)
+def test_other_kinds(port, record_property):
+    kinds = {
+        "text/csv": (400, "Failed to parse input as a Pandas DataFrame"),
+        "application/vnd.apache.parquet": (400, "Failed to parse input as a Pandas DataFrame"),
+        "text/plain": (415, "only supports the following content types"),
+        f"{JSON}; charset=latin-1": (415, "only supports UTF-8"),
+        f"{JSON}; version=2": (415, "Unrecognized content type parameters: version"),
+    }
+    for kind, (expected, message) in kinds.items():
+        status, text = ask(port, instances(IMAGE), kind)
+        assert (kind, status, message in text) == (kind, expected, True), text
+        assert serves(port)
+    assert ask(port, None, method="GET")[0] == 405
+    record_property("times", len(kinds) + 1)
+
+
+@pytest.mark.fault(
+    "a request that MLflow's server does not foresee",
+    "no content type, JSON 100,000 levels deep, a number of 5,000 digits, a body that breaks off",
+    "an error answer, MLflow's own 500, and it still serves",
+)
+def test_what_mlflow_does_not_foresee(port, record_property):
+    # It lets pass what json raises besides JSONDecodeError (RecursionError, ValueError), and a header that is missing,
+    # before it knows of any model. What is promised is no more than that nothing comes of it.
+    bodies = [(instances(IMAGE), None), ("[" * 100_000, JSON), ('{"instances": %s}' % ("9" * 5000), JSON)]
+    for body, kind in bodies:
+        assert ask(port, body, kind)[0] >= 400
+        assert serves(port)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(
+            b"POST /invocations HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+        )
+    assert serves(port)
+    record_property("times", len(bodies) + 1)
+
+
+@pytest.mark.fault("a body of 100 MB", "text in place of images", "a 4xx answer, and it still serves")
+def test_a_hundred_megabytes(port):
+    status, text = ask(port, '{"instances": "%s"}' % ("x" * 100_000_000))
+    assert (status, "Failed to convert data" in text) == (400, True)
+    assert serves(port)
+
+
+@pytest.mark.fault("200 requests from 16 clients", "all at a time", "each has its own answer")
+def test_many_clients(port, model, digits, record_property):
+    images = digits.test_images.numpy()[:200]
+    with ThreadPoolExecutor(16) as clients:
+        answers = list(clients.map(lambda image: ask(port, instances(image)), images))
+    assert {status for status, _ in answers} == {200}
+    probabilities = np.concatenate([json.loads(text)["predictions"] for _, text in answers])
+    np.testing.assert_allclose(probabilities, model.predict(images), atol=1e-5)
+    record_property("times", len(images))
+
+
+def test_what_mlflow_makes_of_fractions(port):
+    """It turns pixels into the model's uint8 before the model can see, and refuse, them: a scale of 0 to 1 is lost."""
+    assert ask(port, instances(np.full((28, 28), 0.99))) == ask(port, instances(IMAGE))
