@@ -1,0 +1,158 @@
+"""Registered models that were altered on disk, or deleted by hand."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from test_registry import aliases, register
+from test_run import refused, run_status
+from test_tracking import track
+
+from src.lifecycle import registry, verify
+from src.run import main
+
+pytestmark = pytest.mark.slow
+CHAMPION = "models:/digits-cnn@champion"
+
+
+@pytest.fixture
+def image(tmp_path, digits):
+    Image.fromarray(digits.test_images[0].numpy()).save(tmp_path / "digit.png")
+    return str(tmp_path / "digit.png")
+
+
+@pytest.fixture
+def champion(store, trained, digits, monkeypatch):
+    """The files of version 1, the champion."""
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # as the command has it
+    # Asked in this process: a fresh one takes seconds to start, and tests/test_registry.py has it.
+    monkeypatch.setattr(
+        registry,
+        "ask",
+        lambda models, images: np.stack([verify.answers(verify.load(model), images) for model in models]),
+    )
+    return make_champion(trained, digits, "1")
+
+
+def make_champion(trained, digits, version: str) -> Path:
+    done = register(track(trained, digits), digits, parameters=1000 - int(version))  # smaller is better
+    assert (done.version, done.champion) == (version, True)
+    return Path(mlflow.artifacts.download_artifacts(f"models:/digits-cnn/{version}"))
+
+
+def flip(file: Path, place: int) -> None:
+    """Turn the lowest bit of a byte."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.fault(
+    "a registered model altered on disk",
+    "the lowest bit of one weight is turned, which no answer shows",
+    "not promoted, not rolled back to, not asked by `predict`: one line, exit code 1",
+)
+def test_a_bit_of_a_weight(champion, store, image, trained, digits, capsys, record_property):
+    make_champion(trained, digits, "2")
+    images, weights = digits.test_images.numpy(), trained.result.network.layers[0].weight.detach().numpy().tobytes()
+    before = mlflow.pyfunc.load_model("models:/digits-cnn/1").predict(images)
+    exported = champion / "data" / "model.pt2"
+    assert exported.read_bytes().count(weights) == 1
+    flip(exported, exported.read_bytes().index(weights))
+    after = mlflow.pyfunc.load_model("models:/digits-cnn/1").predict(images)
+    assert (after.argmax(1) == before.argmax(1)).all()  # its accuracy would not give it away
+    capsys.readouterr()  # what MLflow said of its doings
+    commands = [
+        ["promote", "--version", "1", "--model", "digits-cnn", "--force", "true"],
+        ["rollback", "--model", "digits-cnn"],
+        ["predict", "--images", image, "--model", "models:/digits-cnn/1"],
+    ]
+    for command in commands:
+        code, line = refused(capsys, *command)
+        assert code == 1
+        assert "digits-cnn version 1 was altered: the SHA-256 of its files is " in line
+    assert line.endswith("restore its files, or go back to an earlier champion (rollback)")
+    assert aliases(store)["champion"] == "2"
+    assert [status for _, status in run_status(store)][:3] == ["FAILED"] * 3
+    record_property("times", len(commands))
+
+
+@pytest.mark.fault(
+    "a registered model altered on disk",
+    "the champion's files changed, exchanged, added to, cut short, removed",
+    "not asked by `predict`; a champion that can be told from nothing stays, until it is overruled by force",
+)
+def test_whatever_is_altered(champion, store, image, trained, digits, capsys, record_property):
+    folder = make_champion(trained, digits, "2")
+    kept = shutil.copytree(folder, folder.with_name("kept"))
+    exported, description = folder / "data" / "model.pt2", folder / "MLmodel"
+    alterations = [
+        lambda: exported.unlink(),
+        lambda: exported.write_bytes(exported.read_bytes()[:-100]),
+        lambda: exported.rename(exported.with_name("model2.pt2")),
+        lambda: description.write_text(description.read_text() + "\n"),
+        lambda: (folder / "sitecustomize.py").write_text("print('loaded')"),
+        lambda: shutil.rmtree(folder),
+    ]
+    capsys.readouterr()  # what MLflow said of its doings
+    for alter in alterations:
+        alter()
+        code, line = refused(capsys, "predict", "--images", image, "--model", CHAMPION)
+        assert code == 1
+        assert line.startswith(f"model is {CHAMPION!r}: digits-cnn version 2 was altered: the SHA-256 of its files is ")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(kept, folder)
+    main(["predict", "--images", image, "--model", CHAMPION])  # as it was, it answers
+    flip(exported, 1000)
+    with pytest.raises(registry.ChampionError, match="version 2 stays champion, uncompared: .* version 2 was altered"):
+        registry.promote("1", digits, why="a test")
+    assert registry.promote("1", digits, why="a test", force=True).champion
+    record_property("times", len(alterations) + 1)
+
+
+@pytest.mark.fault(
+    "a champion deleted by hand",
+    "its alias, its version, the whole registered model",
+    "`predict`, `promote` and `rollback` say in one line what is not there",
+)
+def test_deleted(champion, store, image, capsys, record_property):
+    ask = ["predict", "--images", image, "--model", CHAMPION]
+    promote, roll_back = ["promote", "--version", "1", "--model", "digits-cnn"], ["rollback", "--model", "digits-cnn"]
+    no_alias = "it takes the URI of a model in this store (Registered model alias champion not found.)"
+    no_version = "version is '1': it takes a version of digits-cnn, which has none"
+    gone = [
+        (lambda: store.delete_registered_model_alias("digits-cnn", "champion"), [(ask, 1, no_alias)]),
+        (lambda: store.delete_model_version("digits-cnn", "1"), [(ask, 1, no_alias), (promote, 2, no_version)]),
+        (
+            lambda: store.delete_registered_model("digits-cnn"),
+            [
+                (ask, 1, "Registered Model with name=digits-cnn not found"),
+                (promote, 2, no_version),
+                (roll_back, 1, "digits-cnn has no version yet: a run that passes the gate registers one"),
+            ],
+        ),
+    ]
+    for delete, answers in gone:
+        delete()
+        for command, code, message in answers:
+            found, line = refused(capsys, *command)
+            assert (found, message in line) == (code, True), line
+    record_property("times", len(gone))
+
+
+@pytest.mark.fault(
+    "pickle forbidden", "`MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false` in a fresh process", "the champion answers"
+)
+def test_pickle_forbidden(champion, image, tmp_path):
+    settings = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "src.run", "predict", "--images", image, "--model", CHAMPION]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "digit.png" in done.stdout
