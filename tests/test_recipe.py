@@ -15,7 +15,10 @@ from src.learning.recipe import ParameterError, Recipe, Target
         ("epochs", -1),
         ("epochs", 1.5),
         ("epochs", True),
+        ("epochs", 10_000),
+        ("epochs", -(10**30)),
         ("batch_size", 0),
+        ("batch_size", 60_001),
         ("lr", 0),
         ("lr", -0.1),
         ("lr", math.nan),
@@ -37,6 +40,13 @@ def test_a_bad_field_is_named_with_its_value(field, value):
     with pytest.raises(ParameterError) as error:
         Recipe(**{field: value})
     assert str(error.value).startswith(f"{field} is {value!r}: it takes ")
+
+
+@pytest.mark.parametrize("value", [10**4000, "9" * 4000])
+def test_a_very_long_value_is_shown_in_part(value):
+    with pytest.raises(ParameterError, match=r"epochs is .+\.\.\..+: it takes a whole number at least 1") as error:
+        Recipe(epochs=value)
+    assert len(str(error.value)) < 120
 
 
 @pytest.mark.parametrize(("field", "value"), [("accuracy", -0.1), ("accuracy", 100.1), ("accuracy", math.nan)])

@@ -1,6 +1,7 @@
 """What a step asks for: how it trains (`Recipe`) and what its model must reach (`Target`)."""
 
 import math
+import reprlib
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -8,6 +9,13 @@ from typing import Literal, get_args
 class ParameterError(ValueError):
     """A parameter has a value that it does not take; the message names all three."""
 
+
+BOUNDS = {
+    "epochs": {"whole": True, "low": 1, "high": 9_999},  # a saved state has four digits for its epoch
+    "batch_size": {"whole": True, "low": 1, "high": 60_000},  # all of MNIST at once
+    "lr": {"above": 0},
+    "target": {"low": 0, "high": 100},
+}  # of what users may give, too
 
 Schedule = Literal["constant", "step", "one-cycle"]
 
@@ -38,9 +46,9 @@ class Recipe:
         if self.schedule not in get_args(Schedule):
             takes = ", ".join(get_args(Schedule))
             raise ParameterError(f"schedule is {self.schedule!r}: it takes one of {takes}")
-        for field in ("epochs", "batch_size", "step_epochs"):
-            check(field, getattr(self, field), whole=True, low=1)
-        check("lr", self.lr, above=0)
+        for field in ("epochs", "batch_size", "lr"):
+            check(field, getattr(self, field), **BOUNDS[field])
+        check("step_epochs", self.step_epochs, whole=True, low=1)
         for field in ("weight_decay", "averaging", "rotation"):
             check(field, getattr(self, field), low=0)
         for field in ("momentum", "label_smoothing", "shift", "scale"):
@@ -62,16 +70,16 @@ class Target:
 
     def __post_init__(self):
         if self.accuracy is not None:
-            check("target", self.accuracy, low=0, high=100)
+            check("target", self.accuracy, **BOUNDS["target"])
         for field in ("last", "max_epochs", "max_parameters"):
             if getattr(self, field) is not None:
                 check(field, getattr(self, field), whole=True, low=1)
 
 
 def check(field, value, *, whole=False, low=-math.inf, high=math.inf, above=-math.inf, below=math.inf):
-    """Raise ParameterError unless `value` is a finite number in [low, high] and in (above, below)."""
+    """Raise ParameterError unless `value` is a number in [low, high] and in (above, below): never NaN, nor infinite."""
     kind = int if whole else (int, float)
-    is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
     if not (is_number and low <= value <= high and above < value < below):
         bounds = [
             f"{words} {bound:,}"
@@ -79,4 +87,4 @@ def check(field, value, *, whole=False, low=-math.inf, high=math.inf, above=-mat
             if math.isfinite(bound)
         ]
         kind_name = "a whole number" if whole else "a number"
-        raise ParameterError(f"{field} is {value!r}: it takes {kind_name} {' and '.join(bounds)}".rstrip())
+        raise ParameterError(f"{field} is {reprlib.repr(value)}: it takes {kind_name} {' and '.join(bounds)}".rstrip())
