@@ -32,6 +32,7 @@ from src.lifecycle import (
 from src.options import DEFAULTS, Number, option, reuse_option, seed_option, training_options, validation_option
 
 CHECKPOINTS = Path("checkpoints")
+LONGEST = 2_000  # characters of an error's line
 SHEET = 80  # images on the contact sheet of a prediction
 MODELS = {registry.model_name(name): name for name in data.DATASETS if name != "auto"}
 STEPS = tuple(sorted(file.stem for file in (Path(__file__).parents[1] / "steps").glob("*.py")))
@@ -352,6 +353,9 @@ def main(arguments: list[str] | None = None) -> None:
     except click.NoSuchOption as error:
         takes = ", ".join(parameter.name for parameter in error.ctx.command.params)
         fail(2, f"{error.option_name.lstrip('-')} is no parameter of {error.ctx.info_name}: it takes {takes}")
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
     except click.ClickException as error:
         fail(2, error.format_message())
     except ParameterError as error:
@@ -377,7 +381,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def fail(code: int, message: str) -> None:
-    message = " ".join(message.split())
+    message = predict.printable(" ".join(message.split()))
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
     click.echo(f"error: {message}", err=True)
     tracking.note_error(message)
     sys.exit(code)

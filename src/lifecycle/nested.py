@@ -66,9 +66,9 @@ def train(
     trainings = _Trainings(parameters, parent, split, subprocess.DEVNULL if quiet else None)
     try:
         # A thread waits for each process: should one be killed, the others go on.
-        yield from Parallel(jobs, backend="threading", return_as="generator_unordered", batch_size=1)(
-            delayed(trainings.train)(*task) for task in tasks
-        )
+        yield from Parallel(
+            min(jobs, len(tasks)) or 1, backend="threading", return_as="generator_unordered", batch_size=1
+        )(delayed(trainings.train)(*task) for task in tasks)
     finally:
         trainings.stop()
 
