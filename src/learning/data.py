@@ -153,7 +153,7 @@ def _mnist(raw: Path) -> Dataset:
 
 
 def _download(root: Path) -> None:
-    """Bring MNIST into `root` where it is not there: all of it or nothing, one process at a time."""
+    """Bring MNIST into `root` where it is not complete: each file whole or not at all, one process at a time."""
     raw = root / "MNIST" / "raw"  # torchvision's own layout
     try:
         if _is_complete(raw):
@@ -164,6 +164,7 @@ def _download(root: Path) -> None:
                 return  # another process was faster
             fetched = {Path(archive).stem: _fetch(archive, md5) for archive, md5 in datasets.MNIST.resources}
             for file, content in fetched.items():
+                (raw / file).unlink(missing_ok=True)  # whole or not, it must not take its room twice
                 write_whole(raw / file, gzip.decompress(content))
     except OutOfReachError as error:
         raise OutOfReachError(

@@ -1,0 +1,220 @@
+"""A full disk: under the data, the saved states, the database and the artifacts."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import mlflow
+import pytest
+from conftest import ROOT
+from mlflow import MlflowClient
+from small_disk import fill, mounted
+from test_run import refused, run_status
+
+from src import run
+from src.learning import data
+from src.lifecycle.store import is_whole
+
+STEP = ["step2", "--dataset", "digits", "--threads", "1", "--target", "0"]
+PASSING = [*STEP, "--epochs", "5"]  # as many as the gate asks for
+FULL = "No space left on device"
+CLEAR = "a clear error; FAILED, nothing registered; with room it goes on"
+TAGS = {"step", "dataset.digest", "parameters", "streak_accuracy", "test_accuracy"}  # of a version that is complete
+
+
+def assert_nothing_half_registered(store):
+    """A version has all its tags, and a champion is one that was verified."""
+    for model in store.search_registered_models():
+        for version in store.search_model_versions(f"name = '{model.name}'"):
+            assert set(version.tags) >= TAGS
+        if champion := model.aliases.get("champion"):
+            assert store.get_model_version(model.name, champion).tags["promotion.promoted"] == "True"
+
+
+def assert_registered(store):
+    """What a training that passed the gate leaves behind."""
+    (model,) = store.search_registered_models()
+    assert set(model.aliases) == {"challenger", "champion"}
+    assert_nothing_half_registered(store)
+
+
+@pytest.mark.mnist
+@pytest.mark.fault("a full disk under the data", "a tmpfs with too little room, at several sizes", "a clear error")
+@pytest.mark.parametrize("kilobytes", [0, 10_000, 46_500, 53_664])  # the files take 45,940, 60, 7,660 and 12
+def test_data(kilobytes, tmp_path, store, capsys):
+    with mounted(tmp_path / "disk", "size=80m") as folder:
+        filling = fill(folder, leave=kilobytes)
+        free = shutil.disk_usage(folder).free
+        for name in ("mnist", "auto"):  # other data would not mend the disk
+            code, line = refused(capsys, "step2", "--dataset", name, "--data_dir", str(folder))
+            if "no mirror gave it" in line:
+                pytest.skip(line)
+            assert (code, FULL in line, str(folder) in line) == (1, True, True)
+        kept = sum(file.stat().st_size for file in folder.rglob("*ubyte"))
+        assert free - shutil.disk_usage(folder).free <= kept + 2**14  # no half of a file takes room
+        assert {status for _, status in run_status(store)} == {"FAILED"}
+        filling.unlink()
+        assert data.load("mnist", folder).name == "mnist"
+
+
+@pytest.mark.fault("a full disk under the saved states", "room for none, for half of one", CLEAR)
+@pytest.mark.parametrize("kilobytes", [0, 100])
+def test_the_first_state(kilobytes, tmp_path, store, capsys):
+    with mounted(tmp_path / "checkpoints", "size=4m") as folder:
+        fill(folder, leave=kilobytes)
+        code, line = refused(capsys, *PASSING)
+        assert code == 1
+        (entry,) = store.search_runs(["0"])
+        assert line == (
+            f"the state after epoch 1 cannot be saved as checkpoints/{entry.info.run_id}/epoch-0001.pt ({FULL})"
+        )
+        assert entry.info.status == "FAILED"
+        assert store.search_registered_models() == []
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a full disk under the saved states", "room for one and a half; then more", CLEAR)
+def test_a_later_state(tmp_path, store, capsys):
+    with mounted(tmp_path / "checkpoints", "size=4m") as folder:
+        filling = fill(folder, leave=200)
+        code, line = refused(capsys, *PASSING)
+        (entry,) = store.search_runs(["0"])
+        run_id = entry.info.run_id
+        assert (code, entry.info.status) == (1, "FAILED")
+        assert line == (
+            f"the state after epoch 2 cannot be saved as checkpoints/{run_id}/epoch-0002.pt ({FULL}); "
+            f"resume={run_id} goes on from the state before it"
+        )
+        filling.unlink()
+        run.main(["step2", "--resume", run_id])  # as the message says
+        assert "goes on after epoch 1" in capsys.readouterr().out
+        assert_registered(store)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a full disk under the artifacts", "at the first, at the pictures, at the model; then more", CLEAR)
+def test_artifacts(tmp_path, store, capsys, monkeypatch, record_property):
+    with mounted(tmp_path / "disk", "size=4m") as folder:
+        experiment = store.create_experiment("on a small disk", artifact_location=folder.as_uri())
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+        filling = fill(folder)
+        assert_full(refused(capsys, *PASSING), folder)  # it has logged no more than its parameters
+        for kilobytes in (4, 100, 200):
+            filling = fill(folder, leave=kilobytes)
+            begun = store.search_runs([experiment])[0].info.run_id if kilobytes > 4 else None
+            assert_full(refused(capsys, *(["step2", "--resume", begun] if begun else PASSING)), folder)
+            assert {entry.info.status for entry in store.search_runs([experiment])} == {"FAILED"}
+            assert store.search_registered_models() == []
+        assert {model.status for model in store.search_logged_models([experiment])} != {"READY"}
+        filling.unlink()
+        run.main(["step2", "--resume", begun])
+        assert_registered(store)
+        record_property("times", 4)
+
+
+def assert_full(answer, folder):
+    """The command said in one line what is full, and where."""
+    code, line = answer
+    assert code == 1
+    assert FULL in line or "database or disk is full" in line
+    assert str(folder) in line
+    assert "SQL:" not in line  # a wall of values
+
+
+@pytest.fixture
+def small_store(empty_database, store, tmp_path, monkeypatch):
+    """A store on a small disk; the artifacts are elsewhere."""
+    with mounted(tmp_path / "disk", "size=8m") as folder:
+        uri = f"sqlite:///{shutil.copy(empty_database, folder)}"
+        mlflow.set_tracking_uri(uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield MlflowClient()
+        while mlflow.active_run():
+            mlflow.end_run()
+
+
+def fill_before(call, number, folder, monkeypatch):
+    """Fill the disk just before the nth call of an MlflowClient's method: SQLite writes where it has written before,
+    so that a size to leave would hit few moments."""
+    method, calls = getattr(MlflowClient, call), iter(range(1, 1000))
+
+    def watched(*given, **named):
+        if next(calls) == number:
+            fill(folder)
+        return method(*given, **named)
+
+    monkeypatch.setattr(MlflowClient, call, watched)
+
+
+@pytest.mark.fault("a full disk under the database", "before the run is opened", "a clear error, no run")
+def test_database_full_from_the_start(small_store, tmp_path, capsys):
+    filling = fill(tmp_path / "disk")
+    assert_full(refused(capsys, *STEP), tmp_path / "disk")
+    filling.unlink()
+    assert small_store.search_runs(["0"]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a full disk under the database", "before it is made, at several sizes", "with room, it is made")
+@pytest.mark.parametrize("kilobytes", [0, 100, 500])
+def test_database_that_cannot_be_made(kilobytes, tmp_path, store, monkeypatch, capsys):
+    with mounted(tmp_path / "disk", "size=8m") as folder:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        filling = fill(folder, leave=kilobytes)
+        assert_full(refused(capsys, *STEP), folder)
+        filling.unlink()
+        again = subprocess.run([sys.executable, "-m", "src.lifecycle.store", folder / "mlflow.db"], cwd=ROOT)
+        assert again.returncode == 0
+        assert is_whole(folder / "mlflow.db")
+        assert {file.name for file in folder.iterdir()} <= {
+            "mlflow.db",
+            "mlflow.db.lock",
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.fault(
+    "a full disk under the database",
+    "while a training is logged and registered, at each kind of entry",
+    "a clear error; nothing half-registered; with room, the store opens and the run goes on",
+)
+def test_database(small_store, tmp_path, capsys, record_property):
+    folder = tmp_path / "disk"
+    moments = [
+        ("create_run", 1),
+        ("log_batch", 1),
+        ("log_batch", 3),
+        ("create_registered_model", 1),
+        ("create_model_version", 1),
+        ("set_registered_model_alias", 1),
+        ("set_model_version_tag", 1),
+        ("set_registered_model_tag", 1),
+        ("set_registered_model_alias", 1),  # challenger it is by now: this makes it champion
+        ("set_registered_model_tag", 2),
+    ]
+    for call, number in moments:
+        saved = sorted((tmp_path / "checkpoints").glob("*/epoch-*.pt"))
+        arguments = ["step2", "--resume", saved[-1].parent.name] if saved else PASSING
+        with pytest.MonkeyPatch.context() as patch:
+            fill_before(call, number, folder, patch)
+            assert_full(refused(capsys, *arguments), folder)
+        (folder / "filling").unlink()
+        assert "FINISHED" not in {status for _, status in run_status(small_store)}
+        assert_nothing_half_registered(small_store)
+    run.main(arguments)
+    assert_registered(small_store)
+    record_property("times", len(moments))
+
+
+@pytest.mark.slow
+@pytest.mark.fault("a full disk under the temporary files", "a tmpfs with no room", CLEAR)
+def test_temporary_files(tmp_path, store, capsys, monkeypatch):
+    with mounted(tmp_path / "disk", "size=4m") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        fill(folder)
+        code, line = refused(capsys, *PASSING)
+        assert (code, FULL in line, str(folder) in line) == (1, True, True)
+        assert run_status(store) == [("step2 seed 0", "FAILED")]
