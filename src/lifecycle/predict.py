@@ -12,7 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.pyfunc import PyFuncModel
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.utils.uri import is_models_uri
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.ndimage import center_of_mass
 from tqdm import tqdm
 
@@ -22,6 +22,7 @@ from src.lifecycle import integrity
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF")  # whatever a file is called, no other of PIL's readers touches it
 BATCH = 256  # images a call of the model
+LARGEST = 100_000_000  # bytes of a file; in a larger one PIL may look for a picture for minutes
 INK = 0.04  # share of the darkest ink above which a pixel belongs to the digit
 
 
@@ -70,14 +71,17 @@ def read(file: Path) -> np.ndarray:
         raise PredictError("it is a link that points outside the folder")
     if not file.is_file():
         raise PredictError("it is not a file")  # but a folder, or a pipe that would keep us waiting
-    with warnings.catch_warnings():
+    if (size := file.stat().st_size) > LARGEST:
+        raise PredictError(f"it has {size:,} bytes: at most {LARGEST:,} are read")
+    with file.open("rb") as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what PIL could read in spite of it
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=FORMATS) as picture:
-            if 0 in picture.size:
-                raise PredictError("it has no pixels")
-            ImageOps.exif_transpose(picture, in_place=True)
-            return to_frame(picture)
+        try:
+            picture = Image.open(stream, formats=FORMATS)
+        except UnidentifiedImageError:
+            raise PredictError(f"cannot identify image file: it is none of {', '.join(FORMATS)}") from None
+        ImageOps.exif_transpose(picture, in_place=True)
+        return to_frame(picture)
 
 
 def to_frame(picture: Image.Image) -> np.ndarray:

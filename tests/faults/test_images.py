@@ -1,0 +1,277 @@
+"""Image files of every bad kind: each is refused or predicted by name, and never costs the others."""
+
+import contextlib
+import io
+import os
+import random
+import resource
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from test_predict import Brightest, on_canvas
+
+from src.learning.recipe import ParameterError
+from src.lifecycle import predict
+from src.run import main
+
+
+@pytest.fixture
+def picture(digits):
+    return on_canvas(digits.test_images[0].numpy(), zoom=2)
+
+
+def png(width: int, height: int, data: bytes = b"") -> bytes:
+    """A valid header, and whatever is said to be the picture."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(data)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+
+
+def saved(picture: Image.Image, kind: str, **settings) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **settings)
+    return file.getvalue()
+
+
+def ask(path) -> tuple[dict[str, predict.Prediction], dict[str, str]]:
+    """The predictions and the refusals of a folder or a file, by the file's name."""
+    files = predict.find_images(path)
+    predictions, seen, refused = predict.predict(Brightest(), files)
+    assert len(seen) == len(predictions)
+    assert len(predictions) + len(refused) == len(files)
+    return {Path(row.file).name: row for row in predictions}, {Path(name).name: why for name, why in refused.items()}
+
+
+def refused_files(picture: Image.Image) -> dict[str, tuple[bytes, str]]:
+    good, large = saved(picture, "PNG"), saved(picture, "BMP")
+    large = large[:18] + struct.pack("<II", 9000, 9000) + large[26:]
+    return {
+        "empty.png": (b"", "cannot identify image file"),
+        "text.png": (b"not a picture", "cannot identify image file"),
+        "svg.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot identify image file"),
+        "program.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot identify image file"),
+        "truncated.png": (good[: len(good) // 2], "truncated"),
+        "truncated.jpg": (saved(picture, "JPEG")[:-200], "truncated"),
+        "header.png": (good[:33], "cannot identify image file"),
+        "no_pixels.png": (png(0, 0), "cannot identify image file"),
+        "bomb.png": (png(20_000, 20_000), "400000000 pixels"),
+        "small_bomb.png": (png(13_000, 13_000), "169000000 pixels"),
+        "huge.png": (png(2**31 - 1, 2**31 - 1), "pixels"),
+        "hollow.png": (png(9000, 9000), "truncated"),
+        "hollow.bmp": (large, "truncated"),
+        "endless.gif": (saved(picture, "GIF")[:20], "it has 8,589,934,592 bytes: at most 100,000,000 are read"),
+        "white.png": (saved(Image.new("L", (40, 40), 255), "PNG"), "it is of one colour"),
+        "dot.png": (saved(Image.new("L", (1, 1), 255), "PNG"), "it is of one colour"),
+        "nan.tiff": (saved(Image.fromarray(np.full((40, 40), np.nan, np.float32)), "TIFF"), "not numbers"),
+    }
+
+
+def predicted_files(picture: Image.Image) -> dict[str, bytes]:
+    grey, colour = np.asarray(picture), picture.convert("RGB")
+    line = np.zeros((5000, 1), np.uint8)
+    line[1000:2000] = 255
+    clear = picture.convert("P")
+    return {
+        "good.png": saved(picture, "PNG"),
+        "cmyk.jpg": saved(colour.convert("CMYK"), "JPEG"),
+        "cmyk.tiff": saved(colour.convert("CMYK"), "TIFF"),
+        "animated.gif": saved(picture, "GIF", save_all=True, append_images=[Image.new("L", picture.size)] * 3),
+        "animated.png": saved(picture, "PNG", save_all=True, append_images=[Image.new("L", picture.size)] * 3),
+        "pages.tiff": saved(picture, "TIFF", save_all=True, append_images=[Image.new("L", (9, 9))]),
+        "sixteen.png": saved(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"),
+        "twelve.tiff": saved(Image.fromarray((255 - grey).astype(np.uint16) * 16), "TIFF"),
+        "float.tiff": saved(Image.fromarray((255 - grey).astype(np.float32) / 255), "TIFF"),
+        "palette.png": saved(clear, "PNG", transparency=bytes(range(256))),
+        "line.png": saved(Image.fromarray(line), "PNG"),
+        "across.png": saved(Image.fromarray(line.T), "PNG"),
+        "no_exif.jpg": saved(picture, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff"),
+        "jpeg.png": saved(picture, "JPEG"),
+        "line\nbreak.png": saved(picture, "PNG"),
+        "zażółć 数字 😀.png": saved(picture, "PNG"),
+        "$x^$.png": saved(picture, "PNG"),
+        os.fsdecode(b"not \xff utf-8.png"): saved(picture, "PNG"),
+    }
+
+
+@pytest.mark.fault(
+    "an odd image in a folder",
+    "empty, text, truncated, endless, 0×0, bombs, CMYK, animated, 16 bit, NaN, strange names and more",
+    "refused or predicted, by name; the others are predicted",
+)
+def test_odd_files(tmp_path, picture, record_property):
+    expected, good = refused_files(picture), predicted_files(picture)
+    for name, content in {**{name: content for name, (content, _) in expected.items()}, **good}.items():
+        (tmp_path / name).write_bytes(content)
+    os.truncate(tmp_path / "endless.gif", 2**33)  # zeros, on no disk; PIL would read them all
+    predictions, refused = ask(tmp_path)
+    assert sorted(refused) == sorted(expected)
+    for name, (_, why) in expected.items():
+        assert why in refused[name]
+        assert "\n" not in refused[name]
+    assert sorted(predictions) == sorted(predict.printable(name) for name in good)
+    record_property("times", len(expected) + len(good))
+
+
+@pytest.mark.fault(
+    "what is called like an image and is no file",
+    "a folder, a pipe, a socket, links: broken, in a circle, to outside",
+    "refused by name, at once; a link inside the folder is followed",
+)
+def test_no_files(tmp_path, picture, record_property):
+    folder, outside = tmp_path / "folder", tmp_path / "outside.png"
+    folder.mkdir()
+    picture.save(outside)
+    picture.save(folder / "good.png")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    links = {"inside": "good.png", "broken": "nothing.png", "outside": outside, "up": "../outside.png"}
+    for name, target in {**links, "circle": "circle.png", "device": "/dev/zero"}.items():
+        (folder / f"{name}.png").symlink_to(target)
+    predictions, refused = ask(folder)
+    assert set(predictions) == {"good.png", "inside.png"}
+    outside_it = "it is a link that points outside the folder"
+    assert refused.pop("broken.png").endswith("No such file or directory: " + repr(str(folder / "nothing.png")))
+    assert "Too many levels of symbolic links" in refused.pop("circle.png")
+    assert refused == {
+        "folder.png": "it is not a file", "pipe.png": "it is not a file",
+        "outside.png": outside_it, "up.png": outside_it, "device.png": outside_it,
+    }  # fmt: skip
+    record_property("times", 8)
+
+    (tmp_path / "elsewhere").symlink_to(folder)
+    assert set(ask(tmp_path / "elsewhere")[0]) == set(predictions)  # the folder itself may be a link
+    assert list(ask(folder / "outside.png")[0]) == ["outside.png"]  # and the file, that the user names
+    for name in ("pipe", "broken", "circle", "device"):
+        with pytest.raises(ParameterError, match="it takes an image file, or a folder"):
+            predict.find_images(folder / f"{name}.png")
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """What root is allowed to read, nobody is not."""
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.fault(
+    "what cannot be read",
+    "a file and a folder without permission, a file whose reading fails, paths that cannot be",
+    "refused by name, the others are predicted",
+)
+def test_unreadable(picture, record_property):
+    with tempfile.TemporaryDirectory() as name:  # tmp_path is closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        for file in ("open.png", "closed.png"):
+            picture.save(folder / file)
+        (folder / "closed.png").chmod(0)
+        (folder / "closed").mkdir(mode=0)
+        with unprivileged():
+            predictions, refused = ask(folder)
+            assert list(predictions) == ["open.png"]
+            assert list(refused) == ["closed.png"]
+            assert "Permission denied" in refused["closed.png"]
+            for path in (folder / "closed", folder / "closed" / "a.png"):
+                with pytest.raises(ParameterError, match="a folder that can be read .*Permission denied"):
+                    predict.find_images(path)
+    impossible = ["x" * 5000, "~nobody-of-that-name/a.png", "a\0b"]
+    for path in impossible:
+        with pytest.raises(ParameterError, match="images is .*: it takes an image file, or a folder"):
+            predict.find_images(path)
+    if Path("/proc/self/mem").exists():  # it opens, and cannot be read
+        assert ask("/proc/self/mem")[1] == {"mem": "[Errno 5] Input/output error"}
+    record_property("times", 4 + len(impossible))
+
+
+def test_a_photo_is_turned_as_its_camera_says(tmp_path, picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo.png", exif=exif)
+    assert (predict.read(tmp_path / "photo.png") == predict.to_frame(picture)).all()
+
+
+@pytest.mark.fault(
+    "a damaged image", "bytes of each format changed, cut off", "refused by name or predicted; nothing else happens"
+)
+def test_damaged_bytes(tmp_path, picture, attempt, record_property):
+    chance = random.Random(attempt)
+    formats = [
+        saved(picture.convert(mode), kind, **settings)
+        for kind, mode, settings in (
+            ("BMP", "L", {}), ("GIF", "L", {}), ("JPEG", "RGB", {}), ("PNG", "L", {}), ("PNG", "P", {}),
+            ("TIFF", "L", {}), ("TIFF", "F", {}), ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+        )
+    ]  # fmt: skip
+    count = 500
+    for number in range(count):
+        content = bytearray(chance.choice(formats))
+        if chance.random() < 0.3:
+            del content[chance.randrange(len(content)) :]
+        else:
+            end = chance.choice([200, len(content)])  # most of what can go wrong is in the head
+            for place in chance.sample(range(min(end, len(content))), chance.choice([1, 2, 5, 20])):
+                content[place] = chance.randrange(256)
+        (tmp_path / f"{number}.png").write_bytes(content)
+    predictions, refused = ask(tmp_path)
+    assert min(len(predictions), len(refused)) > count / 10
+    record_property("times", count)
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    "strange names", "line breaks, other scripts, undecodable bytes, formulas", "kept by MLflow and shown"
+)
+def test_strange_names_through_the_command(store, tmp_path, picture, monkeypatch, capsys, record_property):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    names = [name for name in predicted_files(picture) if not name.isascii() or "$" in name or "\n" in name]
+    for name in names:
+        picture.save(folder / name)
+        (folder / f"bad {name}").write_bytes(b"")
+    monkeypatch.setattr(predict, "load", lambda _: (Brightest(), {}))
+    main(["predict", "--images", str(folder)])
+    printed = capsys.readouterr()
+    (made,) = store.search_runs(["0"])
+    assert (made.info.status, made.data.metrics) == ("FINISHED", {"predicted": len(names), "refused": len(names)})
+    kept = Path(store.download_artifacts(made.info.run_id, ""))
+    assert set(pd.read_csv(kept / "predictions.csv")["file"]) == {
+        predict.printable(f"{folder}/{name}") for name in names
+    }
+    for name in names:
+        assert predict.printable(f"{folder}/{name} ") in printed.out
+        assert f"{predict.printable(f'{folder}/bad {name}')}  left out: cannot identify image file" in printed.err
+    record_property("times", 2 * len(names))
+
+
+@pytest.mark.long
+@pytest.mark.fault("a folder with 10,000 files", "digits, written out as PNG", "all predicted, in bounded memory")
+def test_ten_thousand_files(tmp_path, digits):
+    images = digits.train_images.numpy()
+    for number in range(10_000):
+        Image.fromarray(images[number % len(images)]).save(tmp_path / f"{number:05}.png", compress_level=1)
+    before = resident()
+    files = predict.find_images(tmp_path)
+    predictions, seen, refused = predict.predict(Brightest(), files)
+    assert [row.file for row in predictions] == [str(file) for file in files]
+    assert (len(seen), refused) == (10_000, {})
+    assert resident() - before < 100 * 2**20
+
+
+def resident() -> int:
+    """Bytes of this process in memory, at the most until now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
