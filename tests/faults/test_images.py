@@ -258,7 +258,7 @@ def test_strange_names_through_the_command(store, tmp_path, picture, monkeypatch
     record_property("times", 2 * len(names))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.fault("a folder with 10,000 files", "digits, written out as PNG", "all predicted, in bounded memory")
 def test_ten_thousand_files(tmp_path, digits):
     images = digits.train_images.numpy()
