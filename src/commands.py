@@ -272,7 +272,7 @@ def resumable(name: str, run_id: str, state: Path) -> Iterator[None]:
     """Say how to go on with a run that was stopped, or whose store or disk failed."""
     try:
         yield
-    except (process.Stopped, MlflowException, OSError):
+    except (process.Stopped, MlflowException, checkpoint.CheckpointError, OSError):
         if any(state.glob("epoch-*.pt")):
             click.echo(f"to go on: mlflow run . -e {name} -P resume={run_id}")
         raise
@@ -370,10 +370,11 @@ def main(arguments: list[str] | None = None) -> None:
         train.DivergedError,
         registry.RegistryError,
         tracking.StoreError,
-        MlflowException,
         OSError,
     ) as error:
         fail(1, str(error))
+    except MlflowException as error:
+        fail(1, tracking.explain(error))
     except process.Stopped as stop:
         fail(stop.code, stop.reason)
     except (KeyboardInterrupt, click.Abort):

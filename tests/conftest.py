@@ -1,5 +1,6 @@
 """What the tests share: the data, stores of their own, and copies of the project to run in."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -61,7 +62,8 @@ def empty_database(tmp_path_factory):
     """A database with MLflow's tables: making it takes seconds, copying it none."""
     database = tmp_path_factory.mktemp("database") / "mlflow.db"
     mlflow.set_tracking_uri(f"sqlite:///{database}")
-    tracking.connect()
+    with contextlib.chdir(database.parent):  # that is where the models will be
+        tracking.connect()
     return database
 
 

@@ -9,6 +9,7 @@ import torch
 from torchvision import datasets
 
 from src.learning import data
+from src.learning.recipe import ParameterError
 
 NOWHERE = "http://127.0.0.1:9/"  # nothing listens there
 
@@ -126,7 +127,7 @@ def test_auto_falls_back_to_digits_and_says_why(offline, tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("mnist", "auto"):  # other data would not mend the folder
-        with pytest.raises(data.DataError, match="data_dir is .*file/x: it takes a folder that can be written"):
+        with pytest.raises(ParameterError, match="data_dir is .*file/x: it takes a folder that can be written"):
             data.load(name, tmp_path / "file" / "x")
 
 

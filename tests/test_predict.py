@@ -142,7 +142,5 @@ def test_nothing_to_predict_from(tmp_path):
 
 
 def test_a_model_that_is_not_there(store):
-    with pytest.raises(
-        predict.PredictError, match="model is 'models:/mnist-cnn@champion': it takes the URI of a model"
-    ):
+    with pytest.raises(ParameterError, match="model is 'models:/mnist-cnn@champion': it takes the URI of a model"):
         predict.load("models:/mnist-cnn@champion")

@@ -6,8 +6,8 @@ import mlflow
 import pytest
 from conftest import ROOT
 
-from src.lifecycle import records
 from src.commands import STEPS
+from src.lifecycle import records
 
 
 def finished_run(seed, accuracies, *, epochs=None, dataset="mnist", validation=0, status="FINISHED", lr="0.01"):

@@ -114,7 +114,7 @@ def test_mnist_out_of_reach_fails_the_run(store, capsys, tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_fails_the_run(store, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     code, line = refused(capsys, "step2", "--dataset", "mnist", "--data_dir", str(tmp_path / "file" / "data"))
-    assert code == 1
+    assert code == 2
     assert "data_dir is" in line
     assert "it takes a folder that can be written" in line
     assert run_status(store) == [("step2 seed 0", "FAILED")]

@@ -9,9 +9,9 @@ import torch
 import yaml
 from conftest import ROOT, copy_project
 
+from src.commands import STEPS, cli
 from src.learning.recipe import Recipe, Target
 from src.lifecycle import records, report, tracking
-from src.commands import STEPS, cli
 
 PARAMETERS = {"step1": 6_379_786, "step2": 12_584, "step3": 11_924}
 PUBLISHED_STEP3 = """

@@ -1,5 +1,6 @@
 """MNIST, or scikit-learn's digits where MNIST is out of reach, as tensors in memory, checked at every load."""
 
+import errno
 import gzip
 import hashlib
 import os
@@ -26,6 +27,7 @@ from src.learning.recipe import ParameterError
 DATASETS = ("auto", "mnist", "digits")
 FOLDER_VARIABLE = "DRILLDOWN_DATA"
 MIRROR_VARIABLE = "MNIST_MIRROR"
+NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)  # the path is not one; all else is the disk's fault
 MIRROR_PATIENCE = 10  # seconds without an answer
 
 MNIST_SOURCE = "http://yann.lecun.com/exdb/mnist/"
@@ -101,13 +103,17 @@ def load(name: str = "auto", folder: str | Path | None = None) -> Dataset:
             can be had, otherwise digits, with a warning.
         folder: where MNIST is kept; by default the variable DRILLDOWN_DATA, or else the user's cache folder.
 
-    Raises: ParameterError for another name, DataError when the data is out of reach or fails its SHA-256.
+    Raises: ParameterError for another name or what cannot be a folder, DataError when the data is out of reach or fails
+    its SHA-256.
     """
     if name not in DATASETS:
         raise ParameterError(f"dataset is {name!r}: it takes one of {', '.join(DATASETS)}")
     if name == "digits":
         return _digits()
-    root = Path(folder or os.environ.get(FOLDER_VARIABLE) or user_cache_path("drilldown")).expanduser().absolute()
+    try:
+        root = Path(folder or os.environ.get(FOLDER_VARIABLE) or user_cache_path("drilldown")).expanduser().absolute()
+    except RuntimeError as error:  # ~ of a user that there is not
+        raise ParameterError(f"data_dir is {str(folder)!r}: it takes a folder ({error})") from None
     try:
         _download(root)
     except OutOfReachError as error:
@@ -172,7 +178,8 @@ def _download(root: Path) -> None:
             f"has its four .gz files, or use dataset=digits"
         ) from None
     except OSError as error:
-        raise DataError(f"data_dir is {root}: it takes a folder that can be written ({error})") from error
+        kind = ParameterError if error.errno in NO_FOLDER else DataError
+        raise kind(f"data_dir is {root}: it takes a folder that can be written ({error})") from error
 
 
 def _is_complete(raw: Path) -> bool:

@@ -122,7 +122,8 @@ def to_frame(picture: Image.Image) -> np.ndarray:
 def load(model_uri: str) -> tuple[PyFuncModel, dict[str, str]]:
     """Load a model, as `models:/mnist-cnn@champion`, and say which it is: its lineage, as tags.
 
-    Raises PredictError when the store has no such model, or its files are not those that were registered.
+    Raises: ParameterError when the store has no such model, PredictError when its files are not those that it was
+    registered with.
     """
     try:
         version = _version(model_uri)
@@ -134,7 +135,7 @@ def load(model_uri: str) -> tuple[PyFuncModel, dict[str, str]]:
             f"model is {model_uri!r}: {error}; restore its files, or go back to an earlier champion (rollback)"
         ) from error
     except Exception as error:  # the store's, and whatever a damaged file makes PyTorch raise
-        raise PredictError(f"model is {model_uri!r}: it takes the URI of a model in this store ({error})") from error
+        raise ParameterError(f"model is {model_uri!r}: it takes the URI of a model in this store ({error})") from error
     lineage = {"model": model_uri, "model.id": model.metadata.model_id, "model.run_id": model.metadata.run_id}
     if version:
         lineage |= {"model.name": version.name, "model.version": str(version.version)}

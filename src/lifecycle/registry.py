@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,18 +89,16 @@ def register(
         raise ValueError(f"only a model that passed the gate is registered, and this one did not: {verdict.reasons}")
     client = MlflowClient()
     name = model_name(dataset.name)
-    found = _find(client, name, model.model_uri, run_id) or _create(client, name, model, run_id)
+    tags = {
+        "step": step,
+        "dataset.digest": dataset.digest,
+        "parameters": f"{verdict.metrics['parameters']:.0f}",
+        "streak_accuracy": repr(verdict.metrics["streak_accuracy"]),
+        "test_accuracy": repr(evaluation.accuracy),
+    }
+    found = _find(client, name, model.model_uri, run_id) or _create(client, name, model, run_id, tags)
     version = str(found.version)
     if "verified" not in found.tags:
-        tags = {
-            "step": step,
-            "dataset.digest": dataset.digest,
-            "parameters": f"{verdict.metrics['parameters']:.0f}",
-            "streak_accuracy": repr(verdict.metrics["streak_accuracy"]),
-            "test_accuracy": repr(evaluation.accuracy),
-        }
-        for key, value in tags.items():
-            client.set_model_version_tag(name, version, key, value)
         client.set_registered_model_alias(name, "challenger", version)
     try:
         return promote(version, dataset, why=f"{step} passed the gate")
@@ -113,7 +112,7 @@ def _find(client: MlflowClient, name: str, model_uri: str, run_id: str) -> Model
     return next(found, None)
 
 
-def _create(client: MlflowClient, name: str, model: ModelInfo, run_id: str) -> ModelVersion:
+def _create(client: MlflowClient, name: str, model: ModelInfo, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -121,7 +120,7 @@ def _create(client: MlflowClient, name: str, model: ModelInfo, run_id: str) -> M
             raise
     with tempfile.TemporaryDirectory() as folder:
         copy = mlflow.artifacts.download_artifacts(model.model_uri, dst_path=folder)
-        tags = {integrity.TAG: integrity.digest(copy)}  # at once: no version of ours is ever without it
+        tags = {**tags, integrity.TAG: integrity.digest(copy)}  # at once: no version of ours is ever without them
     return client.create_model_version(name, model.model_uri, run_id, tags=tags, model_id=model.model_id)
 
 

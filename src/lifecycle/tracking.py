@@ -2,9 +2,11 @@
 
 import contextlib
 import copy
+import errno
 import io
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -50,11 +52,12 @@ def hush() -> None:
     """Leave out what MLflow says of its own doings; warnings stay."""
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it shows the traceback of what it raises
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # they are small, and many
 
 
 class StoreError(Exception):
-    """The tracking store is out of reach."""
+    """The tracking store is out of reach, or takes nothing more."""
 
 
 def connect() -> None:
@@ -67,9 +70,19 @@ def connect() -> None:
             if file := _store_file():
                 store.make(Path(file))
             close_abandoned()
-        except MlflowException as error:
+        except Exception as error:  # MLflow's, SQLAlchemy's, SQLite's: whatever it is, the store does not open
             uri = mlflow.get_tracking_uri()
-            raise StoreError(f"MLFLOW_TRACKING_URI is {uri!r}: the store there does not answer ({error})") from error
+            raise StoreError(
+                f"MLFLOW_TRACKING_URI is {uri!r}: the store there does not answer ({explain(error)})"
+            ) from error
+
+
+def explain(error: Exception) -> str:
+    """What is wrong with the store: of a database's error where and why, not the statement that met it."""
+    link = error
+    while link and not hasattr(link, "orig"):  # SQLAlchemy's has the database's own
+        link = link.__cause__ or link.__context__
+    return f"{mlflow.get_tracking_uri()}: {link.orig}" if link else str(error)
 
 
 def turn(name: str = "") -> contextlib.AbstractContextManager:
@@ -140,12 +153,27 @@ def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterat
     try:
         if "error" in active.data.tags:  # it was closed before, and goes on
             client.delete_tag(run_id, "error")
-        yield run_id
+        with _room(active.info.artifact_uri):
+            yield run_id
     except BaseException as error:
         _end_early(run_id, error)
         raise
     else:
         mlflow.end_run()
+
+
+@contextlib.contextmanager
+def _room(artifacts: str) -> Iterator[None]:
+    """Say where there was too little room for a file: the system's own error does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StoreError(
+            f"a file of the run cannot be written to {artifacts}, or to {tempfile.gettempdir()} where it is made "
+            f"({error.strerror})"
+        ) from error
 
 
 def _process() -> dict[str, str]:
@@ -156,14 +184,14 @@ def _process() -> dict[str, str]:
 
 def _end_early(run_id: str, error: BaseException) -> None:
     killed = isinstance(error, KeyboardInterrupt | SystemExit)
-    note_error(getattr(error, "reason", None) or str(error) or type(error).__name__, run_id)
+    note_error(getattr(error, "reason", None) or explain(error) or type(error).__name__, run_id)
     try:
         with _impatient():
             mlflow.end_run("KILLED" if killed else "FAILED")
     except MlflowException as unclosed:
         raise StoreError(
             f"the store {mlflow.get_tracking_uri()} is out of reach, and run {run_id} stays open in it until anything "
-            f"of this project runs again ({unclosed})"
+            f"of this project runs again ({explain(unclosed)})"
         ) from error
 
 
