@@ -244,27 +244,37 @@ def train_step(name: str, *, resume: str, **given) -> None:
     recipe, seed = recipe_of(step, given), given["seed"]
     device = train.prepare(seed, given["device"], given["threads"])
     tracking.connect()
-    with tracking.run(f"{name} seed {seed}", {"step": name}, resume or None) as run_id:
-        state = CHECKPOINTS / run_id
-        with checkpoint.hold(state), resumable(name, run_id, state):
+
+    def fingerprint(loaded: data.Dataset, goal: Target) -> dict[str, str]:
+        return provenance.fingerprint(name, recipe=recipe, target=goal, dataset=loaded, seed=seed, device=device)
+
+    with contextlib.ExitStack() as stack:
+        if resume:  # what speaks against it is found before the run is touched
             loaded = dataset_of(given)
-            goal = target_of(step, loaded, given)
-            training = train.start(step.Network(), recipe, loaded, seed, device)
-            same = provenance.fingerprint(name, recipe=recipe, target=goal, dataset=loaded, seed=seed, device=device)
-            click.echo(
-                f"{name}, seed {seed}: {training.classifier.parameters_count:,} parameters, {loaded.name}, "
-                f"{recipe.epochs} epochs on {device.type}"
-            )
-            if resume:
-                tracking.check_same(run_id, same)
-                go_on(training, state, run_id)
-            else:
-                tracking.log_start(same, training.classifier, recipe, goal, loaded, seed, device)
-            for row in train.fit(training, recipe, loaded):
-                checkpoint.save(training, state)  # before the store hears of it: what it has missed is logged on resume
-                tracking.log_epoch(row)
-                tqdm.write(report.epoch_line(row, recipe.epochs, loaded.split))
-            finish(step, name, seed, run_id, training, loaded, goal)
+            tracking.check_same(resume, fingerprint(loaded, target_of(step, loaded, given)))
+            stack.enter_context(checkpoint.hold(CHECKPOINTS / resume, fresh=False))
+        run_id = stack.enter_context(tracking.run(f"{name} seed {seed}", {"step": name}, resume or None))
+        state = CHECKPOINTS / run_id
+        if not resume:
+            stack.enter_context(checkpoint.hold(state))
+        stack.enter_context(resumable(name, run_id, state))
+        loaded = dataset_of(given)
+        goal = target_of(step, loaded, given)
+        training = train.start(step.Network(), recipe, loaded, seed, device)
+        click.echo(
+            f"{name}, seed {seed}: {training.classifier.parameters_count:,} parameters, {loaded.name}, "
+            f"{recipe.epochs} epochs on {device.type}"
+        )
+        if resume:
+            go_on(training, state, run_id)
+        else:
+            same = fingerprint(loaded, goal)
+            tracking.log_start(same, training.classifier, recipe, goal, loaded, seed, device)
+        for row in train.fit(training, recipe, loaded):
+            checkpoint.save(training, state)  # before the store hears of it: what it has missed is logged on resume
+            tracking.log_epoch(row)
+            tqdm.write(report.epoch_line(row, recipe.epochs, loaded.split))
+        finish(step, name, seed, run_id, training, loaded, goal)
 
 
 @contextlib.contextmanager
@@ -273,7 +283,7 @@ def resumable(name: str, run_id: str, state: Path) -> Iterator[None]:
     try:
         yield
     except (process.Stopped, MlflowException, checkpoint.CheckpointError, OSError):
-        if any(state.glob("epoch-*.pt")):
+        if checkpoint.exists(state):
             click.echo(f"to go on: mlflow run . -e {name} -P resume={run_id}")
         raise
 

@@ -83,14 +83,20 @@ def sign_of(name: str) -> str:
     return f"{platform.node()}:{SIGNS.absolute() / name}"
 
 
-def is_gone(sign: str) -> bool:
-    """Whether the process with this sign has ended; False where that cannot be seen, as on another machine."""
+def is_elsewhere(sign: str) -> bool:
+    """Whether the process with this sign is one of another machine, or of a folder that is not here."""
     machine, _, file = sign.partition(":")
-    if machine != platform.node() or not Path(file).parent.is_dir():
+    return machine != platform.node() or not Path(file).parent.is_dir()
+
+
+def is_gone(sign: str) -> bool:
+    """Whether the process with this sign has ended; False where that cannot be seen."""
+    if is_elsewhere(sign):
         return False
+    file = Path(sign.partition(":")[2])
     try:
         with FileLock(file, timeout=0):
-            Path(file).unlink()
+            file.unlink()
     except (Timeout, OSError):
         return False
     return True

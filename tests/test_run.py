@@ -161,13 +161,24 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
     assert (code, line) == (1, f"there is no saved state in {commands.CHECKPOINTS / begun.info.run_id}")
     code, line = refused(capsys, "step2", "--lr", "0.3", "--resume", begun.info.run_id)
     assert (code, line) == (2, "lr is 0.3: the run that is resumed has 0.01")
+    code_digest = begun.data.tags["code.digest"]
     store.set_tag(begun.info.run_id, "code.digest", "another")
     code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
     assert code == 2
     assert "that run's code.digest is another, now it is" in line
-    with commands.checkpoint.hold(commands.CHECKPOINTS / begun.info.run_id):
+    store.set_tag(begun.info.run_id, "code.digest", code_digest)
+    folder = commands.CHECKPOINTS / begun.info.run_id
+    with commands.checkpoint.hold(folder):
+        (folder / "epoch-0001.pt").write_bytes(b"")
         code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
     assert (code, line) == (2, f"resume is {begun.info.run_id!r}: that run is being trained by another process")
+    after = store.get_run(begun.info.run_id)  # what was refused has not touched the run
+    assert (after.info.status, after.data.tags["error"]) == ("KILLED", "KeyboardInterrupt")
+    store.update_run(begun.info.run_id, "RUNNING")
+    code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
+    assert code == 2
+    assert line.endswith("and that run is being trained by another process")
+    assert store.get_run(begun.info.run_id).info.status == "RUNNING"
 
 
 def test_a_predict_that_can_read_nothing_is_a_failed_run(store, tmp_path, monkeypatch, capsys):

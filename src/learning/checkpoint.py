@@ -22,12 +22,15 @@ class CheckpointError(Exception):
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path, fresh: bool = True) -> Iterator[None]:
     """Keep other processes from training into `folder`; the system lets go of it when this one ends, however it ends.
 
     What was saved in it is removed once all went well: then there is nothing to go on from.
-    Raises: ParameterError when another process has it, CheckpointError when the folder cannot be written.
+    Raises: ParameterError when another process has it, CheckpointError when the folder cannot be written, or when it
+    is not `fresh` and has no state.
     """
+    if not fresh and not exists(folder):
+        raise CheckpointError(f"there is no saved state in {folder}")
     lock = FileLock(folder / "lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +44,11 @@ def hold(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)  # what is left of it harms nobody
     finally:
         lock.release()
+
+
+def exists(folder: Path) -> bool:
+    """Whether a state was saved in the folder."""
+    return bool(_newest_first(folder))
 
 
 def save(training: Training, folder: Path) -> None:

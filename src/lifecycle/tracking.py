@@ -259,6 +259,9 @@ def settings(run_id: str, step: str) -> dict[str, object]:
         raise ParameterError(f"{refusal}that is a run of {found.data.tags.get('step', 'no step')}")
     if found.info.status == "FINISHED":
         raise ParameterError(f"{refusal}that run is finished")
+    sign = found.data.tags.get("process")
+    if found.info.status == "RUNNING" and sign and not process.is_elsewhere(sign):  # it would be closed otherwise
+        raise ParameterError(f"{refusal}that run is being trained by another process")
     kinds = {
         "run": {"seed": int, "dataset": str, "validation": int, "device": str, "threads": int},
         "recipe": {"epochs": int, "batch_size": int, "lr": float},
