@@ -159,6 +159,11 @@ def test_the_run_that_mlflow_run_opened_is_taken_over(store, monkeypatch):
     assert "error" not in run.data.tags  # it went on, and well
 
 
+@pytest.mark.fault(
+    "open runs of other machines, folders and programs",
+    "runs with such signs in the store",
+    "they are left alone; those whose process is gone here are closed",
+)
 def test_the_runs_of_processes_that_are_gone_are_closed(store, monkeypatch):
     here, file = process.sign().split(":")
     folder = Path(file).parent

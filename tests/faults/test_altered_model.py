@@ -147,6 +147,7 @@ def test_deleted(champion, store, image, capsys, record_property):
     record_property("times", len(gone))
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "pickle forbidden", "`MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false` in a fresh process", "the champion answers"
 )

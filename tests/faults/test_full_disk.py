@@ -93,6 +93,7 @@ def test_a_later_state(tmp_path, store, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.fault("a full disk under the artifacts", "at the first, at the pictures, at the model; then more", CLEAR)
 def test_artifacts(tmp_path, store, capsys, monkeypatch, record_property):
     with mounted(tmp_path / "disk", "size=4m") as folder:

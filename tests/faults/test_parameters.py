@@ -155,9 +155,15 @@ def test_bad_texts(command, name, record_property):
         ("repeat", "seeds", "9999", 9999),
         ("repeat", "jobs", "1", 1),
         ("repeat", "reuse", "OFF", False),
-        ("promote", "force", "yes", True),
-        ("promote", "version", "9" * 30, "9" * 30),
-        ("promote", "why", 'it\'s "quoted" $HOME; `x` – é😀', 'it\'s "quoted" $HOME; `x` – é😀'),
+        pytest.param("promote", "force", "yes", True, marks=pytest.mark.long),
+        pytest.param("promote", "version", "9" * 30, "9" * 30, marks=pytest.mark.long),
+        pytest.param(
+            "promote",
+            "why",
+            'it\'s "quoted" $HOME; `x` – é😀',
+            'it\'s "quoted" $HOME; `x` – é😀',
+            marks=pytest.mark.long,
+        ),
         ("predict", "images", "a" * 1000, "a" * 1000),
         ("step1", "data_dir", "", ""),
         ("step1", "resume", "", ""),
@@ -325,9 +331,18 @@ def test_data_dir(arguments, value, store, capsys, tmp_path):
     ("entry_point", "name", "parameters"),
     [
         ("predict", "images", {"images": '\'; touch x; "$(touch x)" `touch x` & touch x | touch x > x #'}),
-        ("main", "resume", {"resume": "' or 1=1 --; touch x", "data_dir": "$(touch x)"}),
-        ("promote", "version", {"version": 'it\'s "$HOME"; touch x', "model": "digits-cnn", "why": "`touch x`"}),
-        ("rollback", "why", {"why": 'it\'s "$HOME"\ntouch x', "model": "digits-cnn"}),
+        pytest.param(
+            "main", "resume", {"resume": "' or 1=1 --; touch x", "data_dir": "$(touch x)"}, marks=pytest.mark.long
+        ),
+        pytest.param(
+            "promote",
+            "version",
+            {"version": 'it\'s "$HOME"; touch x', "model": "digits-cnn", "why": "`touch x`"},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "rollback", "why", {"why": 'it\'s "$HOME"\ntouch x', "model": "digits-cnn"}, marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_shell(entry_point, name, parameters, project):

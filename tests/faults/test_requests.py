@@ -14,7 +14,7 @@ from test_tracking import track
 
 from benchmarks.programs import server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 MODEL = "models:/digits-cnn/1"
 JSON = "application/json"
 IMAGE = np.zeros((28, 28), int)

@@ -98,6 +98,7 @@ def test_a_server_that_comes_back(project):
         assert_whole(project, run.info.run_id)
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "the tracking server is gone for good",
     "it is stopped while a run trains",

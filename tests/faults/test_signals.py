@@ -100,17 +100,19 @@ def send(project, process, target, number):
     return True
 
 
-def case(target, number):
-    fault = pytest.mark.fault(
-        f"a signal to {target}",
-        "SIGINT, SIGTERM and SIGKILL at a random moment of a run",
-        "no process is left; the exit code is not 0; the store opens; no run stays open once anything runs again",
-    )
-    quick = (target, number) in {("`mlflow run`", signal.SIGKILL), ("the process that trains", signal.SIGTERM)}
-    return pytest.param(target, number, marks=[fault] if quick else [fault, pytest.mark.long])
+def cases():
+    """Each signal to each target; a row of the table is a target."""
+    for target in TARGETS:
+        fault = pytest.mark.fault(
+            f"a signal to {target}",
+            "SIGINT, SIGTERM and SIGKILL at a random moment of a run",
+            "no process is left; the exit code is not 0; the store opens; no run stays open once anything runs again",
+        )
+        yield from (pytest.param(target, number, marks=fault) for number in SIGNALS)
 
 
-@pytest.mark.parametrize(("target", "number"), [case(target, number) for target in TARGETS for number in SIGNALS])
+@pytest.mark.long
+@pytest.mark.parametrize(("target", "number"), [*cases()])
 def test_a_signal_at_a_random_moment(project, seconds, target, number, attempt, record_property):
     process = start(project, "mlflow", "run", ".", "-e", "step4", "--env-manager", "local", *as_parameters(TRAINING))
     moment = random.Random(f"{target} {number} {attempt}").uniform(0, seconds)
@@ -121,6 +123,22 @@ def test_a_signal_at_a_random_moment(project, seconds, target, number, attempt, 
     if sent:
         assert code != 0
     record_property("times", int(sent))  # it may not have begun, or have ended before
+
+
+@pytest.mark.fault(
+    "SIGKILL of `mlflow run`",
+    "while its process trains",
+    "that ends in order, and says why",
+)
+def test_mlflow_run_is_killed(project):
+    process = start(project, "mlflow", "run", ".", "-e", "step4", "--env-manager", "local", *as_parameters(TRAINING))
+    saved = project.folder / "checkpoints"
+    wait_until(lambda: list(saved.glob("*/*.pt")), seconds=120, for_what="an epoch")
+    process.kill()
+    process.wait()
+    wait_until(lambda: not processes_of(project), seconds=60, for_what="the end of all processes")
+    (run,) = project.runs()
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", "the process that started it is gone")
 
 
 @pytest.mark.long
@@ -136,6 +154,7 @@ def test_a_killed_repetition_takes_its_seeds_along(project):
     wait_until(lambda: len({file.parent for file in saved.glob("*/*.pt")}) == 2, seconds=120, for_what="two seeds")
     assert len(processes_of(project)) == 3
     process.kill()
+    process.wait()
     assert_nothing_is_left(project)
     ended = {run.info.run_name: run.info.status for run in project.runs() if run.info.run_name != "compare"}
     assert ended == {"repeat step4": "KILLED", "step4 seed 0": "KILLED", "step4 seed 1": "KILLED"}
