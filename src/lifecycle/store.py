@@ -6,6 +6,8 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from filelock import FileLock
+
 SILENCE = 10  # seconds; a process that makes its tables writes more often
 
 
@@ -15,7 +17,11 @@ def make(file: Path) -> None:
     MLflow makes its tables in dozens of steps. Killed between two of them, it leaves a database that it never opens
     again; nothing was ever kept in that.
     """
-    if file.parent.is_dir() and not is_whole(file):
+    if not file.parent.is_dir() or is_whole(file):
+        return
+    with FileLock(f"{file}.lock"):  # made by several at a time, it would be damaged
+        if is_whole(file):
+            return
         import mlflow  # takes seconds, and is needed once
 
         fresh = file.with_name(f"{file.name}.new")

@@ -63,18 +63,18 @@ class StoreError(Exception):
 def connect() -> None:
     """Open the tracking store, and close in it the runs whose process is gone.
 
-    A database is made by one process at a time, as MLflow needs it. Raises StoreError when the store does not answer.
+    Raises StoreError when the store does not answer.
     """
-    with turn(), _impatient():
-        try:
-            if file := _store_file():
-                store.make(Path(file))
+    try:
+        if file := _store_file():
+            store.make(Path(file))
+        with _impatient():
             close_abandoned()
-        except Exception as error:  # MLflow's, SQLAlchemy's, SQLite's: whatever it is, the store does not open
-            uri = mlflow.get_tracking_uri()
-            raise StoreError(
-                f"MLFLOW_TRACKING_URI is {uri!r}: the store there does not answer ({explain(error)})"
-            ) from error
+    except Exception as error:  # MLflow's, SQLAlchemy's, SQLite's: whatever it is, the store does not open
+        uri = mlflow.get_tracking_uri()
+        raise StoreError(
+            f"MLFLOW_TRACKING_URI is {uri!r}: the store there does not answer ({explain(error)})"
+        ) from error
 
 
 def explain(error: Exception) -> str:
@@ -85,15 +85,15 @@ def explain(error: Exception) -> str:
     return f"{mlflow.get_tracking_uri()}: {link.orig}" if link else str(error)
 
 
-def turn(name: str = "") -> contextlib.AbstractContextManager:
+def turn(name: str) -> contextlib.AbstractContextManager:
     """While one process has its turn with the store, the others of this machine (a server's: of this folder) wait."""
     if file := _store_file():
-        return FileLock(f"{file}{name}.lock")
+        return FileLock(f"{file}.{name}.lock")
     try:
         process.SIGNS.mkdir(exist_ok=True)
     except OSError:
         return contextlib.nullcontext()  # it cannot be written: nobody trains here
-    return FileLock(process.SIGNS / f"{quote(mlflow.get_tracking_uri(), safe='')}{name}.lock")
+    return FileLock(process.SIGNS / f"{quote(mlflow.get_tracking_uri(), safe='')}.{name}.lock")
 
 
 def _store_file() -> str | None:
