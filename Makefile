@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # Should `mlflow run` be killed while it makes the database, MLflow never opens that again; this makes it anew.
 store: setup
-	$(if $(MLFLOW_TRACKING_URI),,python -m src.lifecycle.store mlflow.db)
+	$(if $(MLFLOW_TRACKING_URI),,python -m src.lifecycle.database mlflow.db)
 
 $(STEPS) all compare repeat promote rollback: store
 	mlflow run . -e $@ --env-manager local $(ARGS)

@@ -8,7 +8,7 @@ import click
 import torch
 
 from benchmarks import epoch, overhead, serving, target
-from src.lifecycle import tracking
+from src.lifecycle import store
 from src.lifecycle.provenance import machine, versions
 
 PARTS = {"epoch": epoch.measure, "target": target.measure, "overhead": overhead.measure, "serving": serving.measure}
@@ -35,5 +35,5 @@ def main(parts: tuple[str, ...], repeats: int, keep: bool) -> None:
 
 
 if __name__ == "__main__":
-    tracking.hush()
+    store.hush()
     main()

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from src.learning import data
 from src.learning.evaluate import percent
-from src.lifecycle import predict, tracking, verify
+from src.lifecycle import predict, store, verify
 from src.lifecycle.provenance import versions
 
 RESULT = Path(__file__).parents[1] / "results" / "written.json"
@@ -66,7 +66,7 @@ def accuracies(model, images: np.ndarray, labels: np.ndarray, kinds: Sequence[tu
 @click.option("--keep/--no-keep", default=True, show_default=True, help="write results/written.json")
 def main(model: str, images: int, keep: bool) -> None:
     """Compare the model's accuracy on MNIST's test images with that on the same images as files."""
-    tracking.connect()
+    store.connect()
     mnist = data.load("mnist")
     loaded, lineage = predict.load(model)
     found = accuracies(loaded, mnist.test_images[:images].numpy(), mnist.test_labels[:images].numpy(), KINDS)

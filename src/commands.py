@@ -27,6 +27,7 @@ from src.lifecycle import (
     registry,
     repeat,
     report,
+    store,
     tracking,
 )
 from src.options import DEFAULTS, Number, option, reuse_option, seed_option, training_options, validation_option
@@ -66,7 +67,7 @@ for name in STEPS:
 @option("model", default="models:/mnist-cnn@champion", help="URI of the model to ask")
 def predict_images(images: str, model: str) -> None:
     files = predict.find_images(images)
-    tracking.connect()
+    store.connect()
     with tracking.run("predict", {}):
         loaded, lineage = predict.load(model)
         predictions, seen, refused = predict.predict(loaded, files)
@@ -93,7 +94,7 @@ def predict_images(images: str, model: str) -> None:
 @validation_option
 @training_options
 def repeat_step(step: str, seeds: int, jobs: int, **given) -> None:
-    tracking.connect()
+    store.connect()
     with tracking.run(f"repeat {step}", {"repeat": step}) as parent:
         loaded = dataset_of(given)
         goal = target_of(load_step(step), loaded, given)
@@ -111,7 +112,7 @@ def repeat_step(step: str, seeds: int, jobs: int, **given) -> None:
 @reuse_option
 @training_options
 def all_steps(seed: int, **given) -> None:
-    tracking.connect()
+    store.connect()
     given |= {"validation": 0}
     with tracking.run("all", {"all": " ".join(STEPS)}) as parent:
         loaded = dataset_of(given)
@@ -128,7 +129,7 @@ def all_steps(seed: int, **given) -> None:
 @cli.command("compare", help="Show the finished runs of the steps side by side.")
 @option("dataset", default="auto", type=click.Choice(data.DATASETS), help="whose runs; auto: MNIST's, if there are any")
 def compare_steps(dataset: str) -> None:
-    tracking.connect()
+    store.connect()
     with tracking.run("compare", {}):
         if not (newest := compare.newest(dataset)):
             raise compare.CompareError(
@@ -215,7 +216,7 @@ def change_champion(
     name: str, change: Callable[[data.Dataset, str], registry.Registration], model: str, data_dir: str, why: str
 ) -> None:
     """Change the champion of a model by hand, in a run of its own, and show the audit trail."""
-    tracking.connect()
+    store.connect()
     with tracking.run(f"{name} {model}", {name: model}):
         done = change(data.load(MODELS[model], data_dir or None), why)
         click.echo(done.details)
@@ -230,7 +231,7 @@ def change_champion(
 @option("step", required=True, type=click.Choice(STEPS), help="whose runs")
 @option("epochs", type=Number(whole=True, low=1), help="length of the runs  [default: the recipe's]")
 def record_results(step: str, epochs: int | None) -> None:
-    tracking.connect()
+    store.connect()
     full = load_step(step).RECIPE.epochs
     click.echo(records.write(step, epochs or full, full))
 
@@ -239,11 +240,11 @@ def train_step(name: str, *, resume: str, **given) -> None:
     """Train one step, or go on with it, and see it through: track, judge, and register what passes."""
     step = load_step(name)
     if resume:
-        tracking.connect()
+        store.connect()
         given = taken_over(resume, name, given)
     recipe, seed = recipe_of(step, given), given["seed"]
     device = train.prepare(seed, given["device"], given["threads"])
-    tracking.connect()
+    store.connect()
 
     def fingerprint(loaded: data.Dataset, goal: Target) -> dict[str, str]:
         return provenance.fingerprint(name, recipe=recipe, target=goal, dataset=loaded, seed=seed, device=device)
@@ -357,7 +358,7 @@ def finish(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error is one line on standard error, and an exit code that is not 0."""
-    tracking.hush()
+    store.hush()
     try:
         cli.main(arguments, standalone_mode=False)
     except click.NoSuchOption as error:
@@ -379,12 +380,12 @@ def main(arguments: list[str] | None = None) -> None:
         nested.NestedError,
         train.DivergedError,
         registry.RegistryError,
-        tracking.StoreError,
+        store.StoreError,
         OSError,
     ) as error:
         fail(1, str(error))
     except MlflowException as error:
-        fail(1, tracking.explain(error))
+        fail(1, store.explain(error))
     except process.Stopped as stop:
         fail(stop.code, stop.reason)
     except (KeyboardInterrupt, click.Abort):
@@ -396,5 +397,5 @@ def fail(code: int, message: str) -> None:
     if len(message) > LONGEST:
         message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
     click.echo(f"error: {message}", err=True)
-    tracking.note_error(message)
+    store.note_error(message)
     sys.exit(code)

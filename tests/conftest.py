@@ -15,7 +15,7 @@ from torch import nn
 from benchmarks.programs import with_programs
 from src.learning import data, train
 from src.learning.recipe import Recipe
-from src.lifecycle import tracking
+from src.lifecycle.store import connect
 
 ROOT = Path(__file__).parents[1]
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
@@ -63,7 +63,7 @@ def empty_database(tmp_path_factory):
     database = tmp_path_factory.mktemp("database") / "mlflow.db"
     mlflow.set_tracking_uri(f"sqlite:///{database}")
     with contextlib.chdir(database.parent):  # that is where the models will be
-        tracking.connect()
+        connect()
     return database
 
 

@@ -11,7 +11,7 @@ import mlflow
 from joblib import Parallel, delayed
 
 from src.learning.recipe import Target
-from src.lifecycle import gate, tracking
+from src.lifecycle import gate, store, tracking
 from src.lifecycle.provenance import ROOT
 
 
@@ -85,7 +85,7 @@ class _Trainings:
         run_id = tracking.open_nested(self.parent, f"{step} seed {seed}")
         with self.lock:
             if self.stopped:
-                tracking.close(run_id, "KILLED", "stopped before it began")
+                store.close(run_id, "KILLED", "stopped before it began")
                 return Outcome(step, seed, run_id, error="stopped before it began")
             process = subprocess.Popen(
                 [sys.executable, "-m", "src.run", step, "--seed", str(seed), *self.options],
@@ -107,7 +107,7 @@ class _Trainings:
             error, status = f"its process was ended by signal {-process.returncode}", "KILLED"
         else:
             error, status = (said.strip().splitlines() or ["no message"])[-1].removeprefix("error: "), "FAILED"
-        tracking.close(run_id, status, error)
+        store.close(run_id, status, error)
         if self.output is None:
             sys.stderr.write(said)
         return Outcome(step, seed, run_id, error=error)
@@ -120,7 +120,7 @@ class _Trainings:
             process.terminate()
         for process, run_id in self.processes.items():
             if process.wait() != 0:
-                tracking.close(run_id, "KILLED", "stopped with its parent")
+                store.close(run_id, "KILLED", "stopped with its parent")
 
 
 def check(outcomes: Sequence[Outcome]) -> None:

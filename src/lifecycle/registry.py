@@ -21,7 +21,7 @@ from mlflow.models.model import ModelInfo
 from src.learning.data import Dataset
 from src.learning.evaluate import Evaluation, percent
 from src.learning.recipe import ParameterError
-from src.lifecycle import integrity, promotion, tracking
+from src.lifecycle import integrity, promotion, store
 from src.lifecycle.gate import Verdict
 
 VERIFIER = Path(__file__).with_name("verify.py")
@@ -135,7 +135,7 @@ def promote(version: str, dataset: Dataset, *, why: str, force: bool = False) ->
     fails in this way.
     """
     client, name = MlflowClient(), model_name(dataset.name)
-    with tracking.turn(name):  # two challengers must not both beat the same champion
+    with store.turn(name):  # two challengers must not both beat the same champion
         challenger, champion = _get(client, name, version), get_champion(name)
         if champion and champion.version == challenger.version:
             return Registration(name, version, True, "it is the champion already")
@@ -172,7 +172,7 @@ def roll_back(dataset: Dataset, *, why: str) -> Registration:
     client, name = MlflowClient(), model_name(dataset.name)
     if not client.search_registered_models(f"name = '{name}'"):
         raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one")
-    with tracking.turn(name):
+    with store.turn(name):
         champion = get_champion(name)
         current = f"version {champion.version}" if champion else "none"
         before = _champion_before(client, name, champion)

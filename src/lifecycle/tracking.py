@@ -4,14 +4,10 @@ import contextlib
 import copy
 import errno
 import io
-import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from urllib.parse import quote
 
 import mlflow
 import mlflow.data
@@ -19,15 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 import torchsummary
-from filelock import FileLock
 from matplotlib.figure import Figure
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
-from mlflow.tracking._tracking_service.utils import _get_git_url_if_present
 from mlflow.types import Schema, TensorSpec
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from packaging.requirements import Requirement
 
 from src import process
@@ -40,101 +34,11 @@ from src.lifecycle.gate import Verdict, summarise
 from src.lifecycle.provenance import ROOT, machine
 
 REQUIREMENTS = ROOT / "requirements.txt"
-START = 5  # seconds; a process that `mlflow run` starts leaves its sign sooner
 MODEL_PACKAGES = ("mlflow", "numpy", "torch")  # what a registered model needs to answer
 SIGNATURE = ModelSignature(
     inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 28, 28))]),
     outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
 )
-
-
-def hush() -> None:
-    """Leave out what MLflow says of its own doings; warnings stay."""
-    for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it shows the traceback of what it raises
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # they are small, and many
-
-
-class StoreError(Exception):
-    """The tracking store is out of reach, or takes nothing more."""
-
-
-def connect() -> None:
-    """Open the tracking store, and close in it the runs whose process is gone.
-
-    Raises StoreError when the store does not answer.
-    """
-    try:
-        if file := _store_file():
-            store.make(Path(file))
-        with _impatient():
-            close_abandoned()
-    except Exception as error:  # MLflow's, SQLAlchemy's, SQLite's: whatever it is, the store does not open
-        uri = mlflow.get_tracking_uri()
-        raise StoreError(
-            f"MLFLOW_TRACKING_URI is {uri!r}: the store there does not answer ({explain(error)})"
-        ) from error
-
-
-def explain(error: Exception) -> str:
-    """What is wrong with the store: of a database's error where and why, not the statement that met it."""
-    link = error
-    while link and not hasattr(link, "orig"):  # SQLAlchemy's has the database's own
-        link = link.__cause__ or link.__context__
-    return f"{mlflow.get_tracking_uri()}: {link.orig}" if link else str(error)
-
-
-def turn(name: str) -> contextlib.AbstractContextManager:
-    """While one process has its turn with the store, the others of this machine (a server's: of this folder) wait."""
-    if file := _store_file():
-        return FileLock(f"{file}.{name}.lock")
-    try:
-        process.SIGNS.mkdir(exist_ok=True)
-    except OSError:
-        return contextlib.nullcontext()  # it cannot be written: nobody trains here
-    return FileLock(process.SIGNS / f"{quote(mlflow.get_tracking_uri(), safe='')}.{name}.lock")
-
-
-def _store_file() -> str | None:
-    uri = mlflow.get_tracking_uri()
-    return uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
-
-
-@contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """Wait some seconds for a server, in place of the minutes that a training waits for it to come back."""
-    hurry = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    before = {name: os.environ.get(name) for name in hurry}
-    os.environ.update(hurry)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-
-
-def close_abandoned() -> None:
-    """Close the runs whose process is gone; those that live, or that live elsewhere, are left alone."""
-    running = mlflow.search_runs(
-        filter_string="attributes.status = 'RUNNING'", search_all_experiments=True, output_format="list"
-    )
-    for found in filter(_is_abandoned, running):
-        close(found.info.run_id, "KILLED", "its process is gone: it was killed, or the machine went down")
-
-
-def _is_abandoned(found: Run) -> bool:
-    tags = found.data.tags
-    if sign := tags.get("process"):
-        return process.is_gone(sign)
-    # `mlflow run` has opened it and the process that takes it over has not come so far. Should it come after all, late
-    # because its environment is being built, it opens the run again.
-    ours = tags.get(MLFLOW_SOURCE_TYPE) == "PROJECT" and tags[MLFLOW_SOURCE_NAME] == _get_git_url_if_present(str(ROOT))
-    late = time.time() - found.info.start_time / 1000 > START
-    here = _store_file() or (process.SIGNS / found.info.run_id).exists()
-    return bool(ours and late and here) and process.is_gone(process.sign_of(found.info.run_id))
 
 
 @contextlib.contextmanager
@@ -170,7 +74,7 @@ def _room(artifacts: str) -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise StoreError(
+        raise store.StoreError(
             f"a file of the run cannot be written to {artifacts}, or to {tempfile.gettempdir()} where it is made "
             f"({error.strerror})"
         ) from error
@@ -184,22 +88,15 @@ def _process() -> dict[str, str]:
 
 def _end_early(run_id: str, error: BaseException) -> None:
     killed = isinstance(error, KeyboardInterrupt | SystemExit)
-    note_error(getattr(error, "reason", None) or explain(error) or type(error).__name__, run_id)
+    store.note_error(getattr(error, "reason", None) or store.explain(error) or type(error).__name__, run_id)
     try:
-        with _impatient():
+        with store.impatient():
             mlflow.end_run("KILLED" if killed else "FAILED")
     except MlflowException as unclosed:
-        raise StoreError(
+        raise store.StoreError(
             f"the store {mlflow.get_tracking_uri()} is out of reach, and run {run_id} stays open in it until anything "
-            f"of this project runs again ({explain(unclosed)})"
+            f"of this project runs again ({store.explain(unclosed)})"
         ) from error
-
-
-def note_error(message: str, run_id: str | None = None) -> None:
-    """Leave the message on the run, or on the one that `mlflow run` has opened and nothing has taken over yet."""
-    if run_id := run_id or os.environ.get("MLFLOW_RUN_ID"):
-        with contextlib.suppress(MlflowException), _impatient():  # the store itself may be what failed
-            mlflow.MlflowClient().set_tag(run_id, "error", " ".join(message.split()))
 
 
 def log_start(
@@ -386,14 +283,6 @@ def open_nested(parent: str, name: str) -> str:
     }
     tags = {**inherited, **_process(), MLFLOW_PARENT_RUN_ID: parent}
     return client.create_run(found.info.experiment_id, tags=tags, run_name=name).info.run_id
-
-
-def close(run_id: str, status: str, error: str) -> None:
-    """End a run whose process is gone, unless it ended itself."""
-    client = mlflow.MlflowClient()
-    if client.get_run(run_id).info.status == "RUNNING":
-        client.set_terminated(run_id, status)
-    client.set_tag(run_id, "error", error)
 
 
 def log_predictions(

@@ -14,7 +14,7 @@ from test_run import refused, run_status
 
 from src import run
 from src.learning import data
-from src.lifecycle.store import is_whole
+from src.lifecycle.database import is_whole
 
 STEP = ["step2", "--dataset", "digits", "--threads", "1", "--target", "0"]
 PASSING = [*STEP, "--epochs", "5"]  # as many as the gate asks for
@@ -166,7 +166,7 @@ def test_database_that_cannot_be_made(kilobytes, tmp_path, store, monkeypatch, c
         filling = fill(folder, leave=kilobytes)
         assert_full(refused(capsys, *STEP), folder)
         filling.unlink()
-        again = subprocess.run([sys.executable, "-m", "src.lifecycle.store", folder / "mlflow.db"], cwd=ROOT)
+        again = subprocess.run([sys.executable, "-m", "src.lifecycle.database", folder / "mlflow.db"], cwd=ROOT)
         assert again.returncode == 0
         assert is_whole(folder / "mlflow.db")
         assert {file.name for file in folder.iterdir()} <= {

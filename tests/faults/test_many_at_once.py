@@ -14,7 +14,7 @@ MANY = 8
 MLFLOW_RUN = shlex.join(["mlflow", "run", ".", "-e", "step4", "--env-manager", "local", *as_parameters(TRAINING)])
 STARTED = {
     "python -m src.run": [sys.executable, "-m", "src.run", "step4", *TRAINING, "--seed"],
-    "make": ["sh", "-c", f'python -m src.lifecycle.store mlflow.db && {MLFLOW_RUN} -P seed="$0"'],  # what it does
+    "make": ["sh", "-c", f'python -m src.lifecycle.database mlflow.db && {MLFLOW_RUN} -P seed="$0"'],  # what it does
 }
 
 

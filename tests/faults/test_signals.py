@@ -12,7 +12,7 @@ import pytest
 from conftest import Project
 
 from benchmarks.programs import wait_until
-from src.lifecycle import store
+from src.lifecycle import database
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +27,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 def project(tmp_path):
     """A copy of the project; its database is there already, as MLflow's making of it has a test of its own."""
     project = Project(tmp_path)
-    store.make(tmp_path / "mlflow.db")
+    database.make(tmp_path / "mlflow.db")
     return project
 
 
@@ -73,7 +73,7 @@ def assert_nothing_is_left(project):
 def seconds(tmp_path_factory):
     """How long an undisturbed run takes here."""
     project = Project(tmp_path_factory.mktemp("undisturbed"))
-    store.make(project.folder / "mlflow.db")
+    database.make(project.folder / "mlflow.db")
     begun = time.monotonic()
     done = project.command("mlflow", "run", ".", "-e", "step4", "--env-manager", "local", *as_parameters(TRAINING))
     assert done.returncode == 0, done.stderr
@@ -173,7 +173,7 @@ def test_a_database_that_was_never_finished(tmp_path):
     wait_until(file.exists, seconds=60, for_what="the first table")
     process.kill()
     process.wait()
-    assert not store.is_whole(file, silence=0)
+    assert not database.is_whole(file, silence=0)
     done = project.command(sys.executable, "-m", "src.run", "compare", "--dataset", "digits")
     assert "the store has no finished run to compare" in done.stderr
     assert [run.info.run_name for run in project.runs()] == ["compare"]
