@@ -52,15 +52,15 @@ def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterat
     if resume and (opened := os.environ.get("MLFLOW_RUN_ID")):
         client.set_tag(opened, "mlflow.runName", f"resume of {name}")
         client.set_tag(opened, "resumes", resume)
-    active = mlflow.start_run(resume, tags={"mlflow.runName": name, **tags, **_process()})
-    run_id = active.info.run_id
     try:
+        active = mlflow.start_run(resume, tags={"mlflow.runName": name, **tags, **_process()})
         if "error" in active.data.tags:  # it was closed before, and goes on
-            client.delete_tag(run_id, "error")
+            client.delete_tag(active.info.run_id, "error")
         with _room(active.info.artifact_uri):
-            yield run_id
+            yield active.info.run_id
     except BaseException as error:
-        _end_early(run_id, error)
+        if open_run := mlflow.active_run():  # left open, MLflow would end it as FINISHED
+            _end_early(open_run.info.run_id, error)
         raise
     else:
         mlflow.end_run()
