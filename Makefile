@@ -45,7 +45,7 @@ quick: setup
 	pytest -m "not slow"
 
 faults: setup
-	pytest -n auto --dist load -m fault --tries 4 $(ARGS)
+	pytest -n auto --dist load -m fault --tries 4 --write-table $(ARGS)
 
 check: setup
 	ruff check .

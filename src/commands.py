@@ -33,7 +33,7 @@ from src.lifecycle import (
 from src.options import DEFAULTS, Number, option, reuse_option, seed_option, training_options, validation_option
 
 CHECKPOINTS = Path("checkpoints")
-LONGEST = 2_000  # characters of an error's line
+LINE = 2_000  # characters of an error's
 SHEET = 80  # images on the contact sheet of a prediction
 MODELS = {registry.model_name(name): name for name in data.DATASETS if name != "auto"}
 STEPS = tuple(sorted(file.stem for file in (Path(__file__).parents[1] / "steps").glob("*.py")))
@@ -258,8 +258,8 @@ def train_step(name: str, *, resume: str, **given) -> None:
         state = CHECKPOINTS / run_id
         if not resume:
             stack.enter_context(checkpoint.hold(state))
+            loaded = dataset_of(given)
         stack.enter_context(resumable(name, run_id, state))
-        loaded = dataset_of(given)
         goal = target_of(step, loaded, given)
         training = train.start(step.Network(), recipe, loaded, seed, device)
         click.echo(
@@ -276,6 +276,7 @@ def train_step(name: str, *, resume: str, **given) -> None:
             tracking.log_epoch(row)
             tqdm.write(report.epoch_line(row, recipe.epochs, loaded.split))
         finish(step, name, seed, run_id, training, loaded, goal)
+    checkpoint.clear(state)
 
 
 @contextlib.contextmanager
@@ -394,8 +395,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def fail(code: int, message: str) -> None:
     message = predict.printable(" ".join(message.split()))
-    if len(message) > LONGEST:
-        message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
+    if len(message) > LINE:
+        message = f"{message[: LINE // 2]} … {message[-LINE // 2 :]}"
     click.echo(f"error: {message}", err=True)
     store.note_error(message)
     sys.exit(code)

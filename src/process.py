@@ -5,6 +5,7 @@ Nothing here takes time to import, so that a process is guarded before all that 
 
 import atexit
 import functools
+import math
 import os
 import platform
 import signal
@@ -13,14 +14,16 @@ import time
 import uuid
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 SIGNS = Path(".processes")
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 PARENT = os.getppid()  # asked as early as can be: it may end at any moment
 LOOK = 0.5  # seconds between two looks at it
+PATIENCE = 3  # seconds in which one signal is obeyed: `mlflow run`, when it is interrupted, sends a second
 
 _orphaned = threading.Event()
+_obeyed = -math.inf  # since when
 
 
 class Stopped(SystemExit):
@@ -42,8 +45,10 @@ def guard() -> None:
 
 
 def _stop(number: int, frame: object) -> None:
-    for each in SIGNALS:  # `mlflow run` sends a second one when it is interrupted; the first is being obeyed
-        signal.signal(each, signal.SIG_IGN)
+    global _obeyed
+    if time.monotonic() - _obeyed < PATIENCE:
+        return
+    _obeyed = time.monotonic()
     name = signal.Signals(number).name
     raise Stopped(number, "the process that started it is gone" if _orphaned.is_set() else f"stopped by {name}")
 
@@ -65,7 +70,7 @@ def sign() -> str | None:
     lock = FileLock(SIGNS.absolute() / name)
     try:
         SIGNS.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock.acquire(timeout=10)  # others look at it for a moment
     except OSError:
         return None
     atexit.register(_withdraw, lock)
@@ -86,7 +91,7 @@ def sign_of(name: str) -> str:
 def is_elsewhere(sign: str) -> bool:
     """Whether the process with this sign is one of another machine, or of a folder that is not here."""
     machine, _, file = sign.partition(":")
-    return machine != platform.node() or not Path(file).parent.is_dir()
+    return machine != platform.node() or not os.path.isdir(os.path.dirname(file))  # noqa: PTH112, PTH120 (no errors)
 
 
 def is_gone(sign: str) -> bool:
@@ -97,6 +102,6 @@ def is_gone(sign: str) -> bool:
     try:
         with FileLock(file, timeout=0):
             file.unlink()
-    except (Timeout, OSError):
+    except OSError:  # it is locked, or somebody else's
         return False
     return True

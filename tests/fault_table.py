@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import torch
 
 from src.lifecycle.provenance import machine
@@ -17,8 +18,9 @@ def add_option(parser):
         "--tries",
         type=int,
         default=0,
-        help="inject faults that come at random this often, the long ones too, and write docs/reliability.md",
+        help="inject faults that come at random this often, and the long ones, too",
     )
+    parser.addoption("--write-table", action="store_true", help="write what held to docs/reliability.md")
 
 
 class FaultTable:
@@ -26,7 +28,7 @@ class FaultTable:
 
     def __init__(self, config):
         self.tries = config.getoption("--tries")
-        self.writes = self.tries and not hasattr(config, "workerinput")
+        self.writes = config.getoption("--write-table") and not hasattr(config, "workerinput")
         self.counts = Counter()
 
     def pytest_generate_tests(self, metafunc):
@@ -46,14 +48,14 @@ class FaultTable:
 
     def pytest_runtest_logreport(self, report):
         properties = dict(report.user_properties)
-        if "fault" in properties and (report.failed or (report.when == "call" and report.passed)):
+        if "fault" in properties and (report.when == "call" or (report.when == "setup" and not report.passed)):
             times = properties.get("times", 1)  # a test may try many at once: record_property("times", n)
             row = tuple(properties["fault"])
-            self.counts[row, "tried"] += times
+            self.counts[row, "tried"] += 0 if report.skipped else times
             self.counts[row, "held"] += times * report.passed
 
-    def pytest_sessionfinish(self):
-        if self.writes:
+    def pytest_sessionfinish(self, exitstatus):
+        if self.writes and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             rows = sorted({row for row, _ in self.counts})
             lines = [
                 f"| {' | '.join(row)} | {self.counts[row, 'tried']} | {self.counts[row, 'held']} |" for row in rows

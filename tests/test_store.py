@@ -12,7 +12,7 @@ from conftest import ROOT
 from mlflow.tracking._tracking_service.utils import _get_git_url_if_present
 
 from src import process
-from src.lifecycle.store import StoreError, connect
+from src.lifecycle.store import StoreError, close, connect
 
 
 @pytest.mark.fault(
@@ -48,6 +48,14 @@ def test_the_runs_of_processes_that_are_gone_are_closed(store, monkeypatch):
         "KILLED", "its process is gone: it was killed, or the machine went down",
     )  # fmt: skip
     process.sign.cache_clear()
+
+
+def test_closing_a_run_that_ended_by_itself_leaves_it_as_it_is(store):
+    run_id = store.create_run("0").info.run_id
+    store.set_terminated(run_id)
+    close(run_id, "KILLED", "its process is gone")
+    run = store.get_run(run_id)
+    assert (run.info.status, run.data.tags.get("error")) == ("FINISHED", None)
 
 
 def test_a_store_that_does_not_answer(store, monkeypatch):

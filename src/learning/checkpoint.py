@@ -25,7 +25,6 @@ class CheckpointError(Exception):
 def hold(folder: Path, fresh: bool = True) -> Iterator[None]:
     """Keep other processes from training into `folder`; the system lets go of it when this one ends, however it ends.
 
-    What was saved in it is removed once all went well: then there is nothing to go on from.
     Raises: ParameterError when another process has it, CheckpointError when the folder cannot be written, or when it
     is not `fresh` and has no state.
     """
@@ -41,9 +40,13 @@ def hold(folder: Path, fresh: bool = True) -> Iterator[None]:
         raise CheckpointError(f"nothing can be saved in {folder} ({error.strerror})") from error
     try:
         yield
-        shutil.rmtree(folder, ignore_errors=True)  # what is left of it harms nobody
     finally:
         lock.release()
+
+
+def clear(folder: Path) -> None:
+    """Remove what was saved, once all went well and the run is closed; what is left of it harms nobody."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def exists(folder: Path) -> bool:

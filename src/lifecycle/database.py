@@ -15,7 +15,7 @@ def make(file: Path) -> None:
     """Make the database, if there is none, or one whose making was cut off.
 
     MLflow makes its tables in dozens of steps. Killed between two of them, it leaves a database that it never opens
-    again; nothing was ever kept in that.
+    again. Nothing was ever kept in that; still it is set aside, not deleted.
     """
     if not file.parent.is_dir() or is_whole(file):
         return
@@ -27,24 +27,40 @@ def make(file: Path) -> None:
         fresh = file.with_name(f"{file.name}.new")
         fresh.unlink(missing_ok=True)
         mlflow.MlflowClient(f"sqlite:///{fresh}").search_experiments(max_results=1)
+        if file.exists():
+            file.replace(file.with_name(f"{file.name}.unfinished"))
         fresh.replace(file)
 
 
 def is_whole(file: Path, silence: float = SILENCE) -> bool:
-    """Whether MLflow made the database to the end; what is being made is waited for until it is silent."""
+    """Whether anything is kept in the database: MLflow's last step in making it is its first experiment.
+
+    What is being made is waited for, until nothing was written to it for so many seconds.
+    """
+    written, since = None, time.monotonic()
     while file.exists():
-        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True)) as database:
-            try:
-                if database.execute("SELECT count(*) FROM experiments").fetchone() != (0,):
-                    return True  # MLflow's last step is the first experiment
-            except sqlite3.OperationalError as error:
-                if "no such table" not in str(error):
-                    raise
-        if time.time() - file.stat().st_mtime > silence:
+        if _has_rows(file):
+            return True
+        if (latest := file.stat().st_mtime) != written:
+            written, since = latest, time.monotonic()
+        if time.monotonic() - since >= silence:
             return False
-        time.sleep(0.2)  # another process is making it
+        time.sleep(0.2)
     return False
 
 
+def _has_rows(file: Path) -> bool:
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True)) as database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return any(
+            database.execute(f'SELECT EXISTS (SELECT 1 FROM "{name}")').fetchone()[0]
+            for name in tables
+            if name not in ("alembic_version", "workspaces")  # filled on the way
+        )
+
+
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    try:
+        make(Path(sys.argv[1]))
+    except Exception as error:  # SQLite's, SQLAlchemy's, MLflow's
+        sys.exit(f"error: the database {sys.argv[1]} cannot be opened or made: {' '.join(str(error).split())}")

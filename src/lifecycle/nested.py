@@ -1,5 +1,6 @@
 """Trainings as nested runs of one parent, each in a process of its own: what fails there fails alone."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import mlflow
 from joblib import Parallel, delayed
+from mlflow.exceptions import MlflowException
 
 from src.learning.recipe import Target
 from src.lifecycle import gate, store, tracking
@@ -103,8 +105,9 @@ class _Trainings:
             del self.processes[process]
         if process.returncode == 0:
             return Outcome.of(step, seed, run_id, self.split)
-        if process.returncode < 0:
-            error, status = f"its process was ended by signal {-process.returncode}", "KILLED"
+        if process.returncode < 0 or process.returncode > 128:
+            number = -process.returncode if process.returncode < 0 else process.returncode - 128
+            error, status = f"its process was ended by signal {number}", "KILLED"
         else:
             error, status = (said.strip().splitlines() or ["no message"])[-1].removeprefix("error: "), "FAILED"
         store.close(run_id, status, error)
@@ -118,9 +121,11 @@ class _Trainings:
             self.stopped = True
         for process in self.processes:
             process.terminate()
-        for process, run_id in self.processes.items():
-            if process.wait() != 0:
-                store.close(run_id, "KILLED", "stopped with its parent")
+        ended = {run_id: process.wait() for process, run_id in self.processes.items()}
+        with store.impatient(), contextlib.suppress(MlflowException):  # without it, whatever runs next closes them
+            for run_id, code in ended.items():
+                if code != 0:
+                    store.close(run_id, "KILLED", "stopped with its parent")
 
 
 def check(outcomes: Sequence[Outcome]) -> None:

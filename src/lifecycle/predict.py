@@ -134,6 +134,8 @@ def load(model_uri: str) -> tuple[PyFuncModel, dict[str, str]]:
         raise PredictError(
             f"model is {model_uri!r}: {error}; restore its files, or go back to an earlier champion (rollback)"
         ) from error
+    except OSError:  # no room to copy it to
+        raise
     except Exception as error:  # the store's, and whatever a damaged file makes PyTorch raise
         raise ParameterError(f"model is {model_uri!r}: it takes the URI of a model in this store ({error})") from error
     lineage = {"model": model_uri, "model.id": model.metadata.model_id, "model.run_id": model.metadata.run_id}

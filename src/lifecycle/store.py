@@ -72,7 +72,7 @@ def turn(name: str) -> contextlib.AbstractContextManager:
 
 def _store_file() -> str | None:
     uri = mlflow.get_tracking_uri()
-    return uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
+    return uri.removeprefix("sqlite:///").partition("?")[0] if uri.startswith("sqlite:///") else None
 
 
 @contextlib.contextmanager
@@ -96,7 +96,8 @@ def close_abandoned() -> None:
         filter_string="attributes.status = 'RUNNING'", search_all_experiments=True, output_format="list"
     )
     for found in filter(_is_abandoned, running):
-        close(found.info.run_id, "KILLED", "its process is gone: it was killed, or the machine went down")
+        with contextlib.suppress(MlflowException):  # it was deleted meanwhile
+            close(found.info.run_id, "KILLED", "its process is gone: it was killed, or the machine went down")
 
 
 def _is_abandoned(found: Run) -> bool:
@@ -116,11 +117,11 @@ def close(run_id: str, status: str, error: str) -> None:
     client = mlflow.MlflowClient()
     if client.get_run(run_id).info.status == "RUNNING":
         client.set_terminated(run_id, status)
-    client.set_tag(run_id, "error", error)
+        client.set_tag(run_id, "error", error)
 
 
 def note_error(message: str, run_id: str | None = None) -> None:
     """Leave the message on the run, or on the one that `mlflow run` has opened and nothing has taken over yet."""
     if run_id := run_id or os.environ.get("MLFLOW_RUN_ID"):
-        with contextlib.suppress(MlflowException), impatient():  # the store itself may be what failed
+        with contextlib.suppress(Exception), impatient():  # the store itself may be what failed
             mlflow.MlflowClient().set_tag(run_id, "error", " ".join(message.split()))

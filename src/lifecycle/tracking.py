@@ -49,6 +49,9 @@ def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterat
     that `mlflow run` has opened says so. Raises StoreError when the run cannot be closed.
     """
     client = mlflow.MlflowClient()
+    if resume:
+        for tag, sign in _process().items():  # before it is RUNNING: with its old sign it would be closed
+            client.set_tag(resume, tag, sign)
     if resume and (opened := os.environ.get("MLFLOW_RUN_ID")):
         client.set_tag(opened, "mlflow.runName", f"resume of {name}")
         client.set_tag(opened, "resumes", resume)
@@ -58,12 +61,11 @@ def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterat
             client.delete_tag(active.info.run_id, "error")
         with _room(active.info.artifact_uri):
             yield active.info.run_id
+        mlflow.end_run()
     except BaseException as error:
         if open_run := mlflow.active_run():  # left open, MLflow would end it as FINISHED
             _end_early(open_run.info.run_id, error)
         raise
-    else:
-        mlflow.end_run()
 
 
 @contextlib.contextmanager

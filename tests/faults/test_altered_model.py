@@ -128,12 +128,12 @@ def test_deleted(champion, store, image, capsys, record_property):
     no_alias = "it takes the URI of a model in this store (Registered model alias champion not found.)"
     no_version = "version is '1': it takes a version of digits-cnn, which has none"
     gone = [
-        (lambda: store.delete_registered_model_alias("digits-cnn", "champion"), [(ask, 1, no_alias)]),
-        (lambda: store.delete_model_version("digits-cnn", "1"), [(ask, 1, no_alias), (promote, 2, no_version)]),
+        (lambda: store.delete_registered_model_alias("digits-cnn", "champion"), [(ask, 2, no_alias)]),
+        (lambda: store.delete_model_version("digits-cnn", "1"), [(ask, 2, no_alias), (promote, 2, no_version)]),
         (
             lambda: store.delete_registered_model("digits-cnn"),
             [
-                (ask, 1, "Registered Model with name=digits-cnn not found"),
+                (ask, 2, "Registered Model with name=digits-cnn not found"),
                 (promote, 2, no_version),
                 (roll_back, 1, "digits-cnn has no version yet: a run that passes the gate registers one"),
             ],
