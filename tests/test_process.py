@@ -17,8 +17,8 @@ WAIT = """
 import os, time
 from src import process
 process.guard()
-print(os.getpid(), process.sign(), flush=True)
 try:
+    print(os.getpid(), process.sign(), flush=True)
     time.sleep(30)
 except process.Stopped as stop:
     print(stop.reason, flush=True)

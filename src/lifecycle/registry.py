@@ -98,7 +98,10 @@ def register(
     }
     found = _find(client, name, model.model_uri, run_id) or _create(client, name, model, run_id, tags)
     version = str(found.version)
-    if "verified" not in found.tags:
+    if "verified" not in found.tags:  # it may have been registered before, and not to the end
+        for key, value in tags.items():
+            if found.tags.get(key) != value:
+                client.set_model_version_tag(name, version, key, value)
         client.set_registered_model_alias(name, "challenger", version)
     try:
         return promote(version, dataset, why=f"{step} passed the gate")

@@ -5,7 +5,7 @@ from test_run import refused, run_status
 
 
 @pytest.mark.fault("a diverging training", "`lr=1e6`", "it stops with the epoch and update; FAILED, nothing registered")
-@pytest.mark.parametrize("step", ["step1", "step2"])
+@pytest.mark.parametrize("step", [pytest.param("step1", marks=pytest.mark.long), "step2"])
 def test_divergence(step, store, capsys):
     code, line = refused(capsys, step, "--dataset", "digits", "--lr", "1e6", "--epochs", "3", "--threads", "1")
     assert code == 1

@@ -160,6 +160,7 @@ def test_a_killed_repetition_takes_its_seeds_along(project):
     assert ended == {"repeat step4": "KILLED", "step4 seed 0": "KILLED", "step4 seed 1": "KILLED"}
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "a database that was never finished",
     "SIGKILL while MLflow makes its tables",
