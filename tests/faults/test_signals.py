@@ -125,6 +125,7 @@ def test_a_signal_at_a_random_moment(project, seconds, target, number, attempt, 
     record_property("times", int(sent))  # it may not have begun, or have ended before
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "SIGKILL of `mlflow run`",
     "while its process trains",
