@@ -32,11 +32,9 @@ def wait_until(found: Callable[[], Answer], *, seconds: float, for_what: str) ->
 
 
 @contextmanager
-def server(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[int]:
-    """Run the command with a free port added to it; yields the port when it answers, and ends it."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+def server(command: Sequence[str], environment: Mapping[str, str], port: int | None = None) -> Iterator[int]:
+    """Run the command with a port, by default a free one, added to it; yields it when it answers, and ends it."""
+    port = port or free_port()
     process = subprocess.Popen(
         [*command, "--port", str(port)],
         env=with_programs(environment),
@@ -51,6 +49,13 @@ def server(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[i
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=30)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def wait_for(port: int, process: subprocess.Popen) -> None:

@@ -238,13 +238,12 @@ def record_results(step: str, epochs: int | None) -> None:
 
 def train_step(name: str, *, resume: str, **given) -> None:
     """Train one step, or go on with it, and see it through: track, judge, and register what passes."""
+    store.connect()
     step = load_step(name)
     if resume:
-        store.connect()
         given = taken_over(resume, name, given)
     recipe, seed = recipe_of(step, given), given["seed"]
     device = train.prepare(seed, given["device"], given["threads"])
-    store.connect()
 
     def fingerprint(loaded: data.Dataset, goal: Target) -> dict[str, str]:
         return provenance.fingerprint(name, recipe=recipe, target=goal, dataset=loaded, seed=seed, device=device)

@@ -22,8 +22,12 @@ PARENT = os.getppid()  # asked as early as can be: it may end at any moment
 LOOK = 0.5  # seconds between two looks at it
 PATIENCE = 3  # seconds in which one signal is obeyed: `mlflow run`, when it is interrupted, sends a second
 
+AGAIN = 30  # seconds after which an orphan is told once more: an exception that is raised in a finalizer is lost
+
 _orphaned = threading.Event()
 _obeyed = -math.inf  # since when
+_uncut: set[int] = set()  # what signals wait for
+_late: int | None = None  # the signal that waits
 
 
 class Stopped(SystemExit):
@@ -45,19 +49,38 @@ def guard() -> None:
 
 
 def _stop(number: int, frame: object) -> None:
-    global _obeyed
+    global _obeyed, _late
     if time.monotonic() - _obeyed < PATIENCE:
+        return
+    if _uncut:
+        _late = number
         return
     _obeyed = time.monotonic()
     name = signal.Signals(number).name
     raise Stopped(number, "the process that started it is gone" if _orphaned.is_set() else f"stopped by {name}")
 
 
+def hold_signals(key: int) -> None:
+    """From now on signals wait, until this key and every other one is released."""
+    _uncut.add(key)
+
+
+def release_signals(key: int) -> None:
+    """Let go of the key; the signal that has waited comes now."""
+    global _late
+    _uncut.discard(key)
+    if _late and not _uncut:
+        number, _late = _late, None
+        os.kill(os.getpid(), number)
+
+
 def _follow_parent() -> None:
     while os.getppid() == PARENT:
         time.sleep(LOOK)
     _orphaned.set()
-    os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(AGAIN)
 
 
 @functools.cache

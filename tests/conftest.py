@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -139,6 +140,18 @@ class Project:
     def command(self, *command: str, **settings) -> subprocess.CompletedProcess:
         return subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=550, **settings
+        )
+
+    def start(self, *command: str, **settings) -> subprocess.Popen:
+        """Start a command, in a process group of its own, as a shell would."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+            **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | settings,
         )
 
     def mlflow_run(self, entry_point: str, *, env_manager: str = "local", **parameters) -> subprocess.CompletedProcess:

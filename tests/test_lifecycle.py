@@ -120,8 +120,7 @@ def test_a_bad_parameter_is_a_failed_run(project, trained, parameters, message):
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(project, trained):
-    command = [sys.executable, "-m", "src.run", "step4", "--dataset", "digits", "--seed", "0"]
-    process = subprocess.Popen(command, cwd=project.folder, env=project.environment, stdout=subprocess.DEVNULL)
+    process = project.start(sys.executable, "-m", "src.run", "step4", "--dataset", "digits", "--seed", "0")
     checkpoints = project.folder / "checkpoints"
     wait_until(lambda: list(checkpoints.glob("*/epoch-0004.pt")), seconds=120, for_what="the fourth epoch")
     process.kill()

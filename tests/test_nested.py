@@ -60,14 +60,7 @@ def begin_repeat(project, *parameters):
         sys.executable, "-m", "src.run", "repeat", "--step", "step4", "--dataset", "digits", "--seeds", "2",
         "--jobs", "2", *parameters,
     ]  # fmt: skip
-    return subprocess.Popen(
-        command,
-        cwd=project.folder,
-        env=project.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return project.start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow

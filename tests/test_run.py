@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from filelock import FileLock
 from torchvision import datasets
 
-from src import commands, run
+from src import commands, process, run
 from src.learning import data
 
 BAD = [
@@ -176,7 +177,9 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
     after = store.get_run(begun.info.run_id)  # what was refused has not touched the run
     assert (after.info.status, after.data.tags["error"]) == ("KILLED", "KeyboardInterrupt")
     store.update_run(begun.info.run_id, "RUNNING")
-    code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
+    with FileLock(process.SIGNS.absolute() / "another"):
+        store.set_tag(begun.info.run_id, "process", process.sign_of("another"))
+        code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
     assert code == 2
     assert line.endswith("and that run is being trained by another process")
     assert store.get_run(begun.info.run_id).info.status == "RUNNING"

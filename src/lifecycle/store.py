@@ -14,10 +14,16 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking._tracking_service.utils import _get_git_url_if_present
 from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from src import process
 from src.lifecycle import database
 from src.lifecycle.provenance import ROOT
+
+# A query that is cut off keeps SQLite's file locked while its traceback lives, also to what would close the run.
+event.listen(Pool, "checkout", lambda connection, record, proxy: process.hold_signals(id(record)))
+event.listen(Pool, "checkin", lambda connection, record: process.release_signals(id(record)))
 
 START = 5  # seconds; a process that `mlflow run` starts leaves its sign sooner
 

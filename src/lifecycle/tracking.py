@@ -159,7 +159,8 @@ def settings(run_id: str, step: str) -> dict[str, object]:
     if found.info.status == "FINISHED":
         raise ParameterError(f"{refusal}that run is finished")
     sign = found.data.tags.get("process")
-    if found.info.status == "RUNNING" and sign and not process.is_elsewhere(sign):  # it would be closed otherwise
+    lives = sign and sign != process.sign() and not process.is_elsewhere(sign)  # it would have been closed otherwise
+    if found.info.status == "RUNNING" and lives:
         raise ParameterError(f"{refusal}that run is being trained by another process")
     kinds = {
         "run": {"seed": int, "dataset": str, "validation": int, "device": str, "threads": int},

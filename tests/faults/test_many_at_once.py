@@ -1,11 +1,13 @@
 """Many runs that start together, where nothing is yet."""
 
+import contextlib
 import shlex
 import sys
 
+import mlflow
 import pytest
 from conftest import Project
-from test_signals import TRAINING, as_parameters, start
+from test_signals import TRAINING, as_parameters
 
 from src.lifecycle import registry
 
@@ -24,10 +26,14 @@ STARTED = {
     "all finish with all their metrics; eight versions, one champion, and a trail that leads to it",
 )
 @pytest.mark.parametrize("how", STARTED)
-def test_many_at_once(tmp_path, monkeypatch, how):
+def test_many_at_once(tmp_path, how):
     project = Project(tmp_path)
-    processes = [start(project, *STARTED[how], str(seed)) for seed in range(MANY)]
-    assert [process.wait(timeout=900) for process in processes] == [0] * MANY
+    said = [tmp_path / f"said {seed}" for seed in range(MANY)]
+    with contextlib.ExitStack() as files:
+        outputs = [files.enter_context(file.open("w")) for file in said]
+        processes = [project.start(*STARTED[how], str(seed), stderr=output) for seed, output in enumerate(outputs)]
+        codes = [process.wait(timeout=900) for process in processes]
+    assert codes == [0] * MANY, [file.read_text() for file, code in zip(said, codes, strict=True) if code]
     runs, client = project.runs(), project.client()
     assert [run.info.status for run in runs] == ["FINISHED"] * MANY
     assert sorted(run.data.params["run.seed"] for run in runs) == [str(seed) for seed in range(MANY)]
@@ -39,7 +45,7 @@ def test_many_at_once(tmp_path, monkeypatch, how):
     assert sorted(model.run_id for model in versions) == sorted(run.info.run_id for run in runs)
     assert all(model.tags["verified"] == "true" for model in versions)
     champion = client.get_model_version_by_alias("digits-cnn", "champion")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", project.tracking_uri)
+    mlflow.set_tracking_uri(project.tracking_uri)
     trail = registry.trail("digits-cnn")
     assert all(change.made for change in trail)
     assert [change.before for change in trail] == [None, *(change.after for change in trail[:-1])]

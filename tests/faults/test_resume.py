@@ -6,7 +6,6 @@ import time
 
 import pytest
 import torch
-from test_signals import start
 
 from benchmarks.programs import wait_until
 
@@ -34,7 +33,7 @@ def weights(project, run_id):
 def kill(project, epoch, moment):
     """Start a training, and kill it so many seconds after the epoch; returns the folder with its run's states."""
     known = set((project.folder / "checkpoints").glob("*"))
-    process = start(project, *TRAIN, *GIVEN)
+    process = project.start(*TRAIN, *GIVEN)
 
     def saved():
         files = (project.folder / "checkpoints").glob(f"*/epoch-{epoch:04}.pt")

@@ -1,18 +1,14 @@
 """A tracking server that goes away: before a run, in the middle of it, and for good."""
 
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import mlflow
 import pytest
 from conftest import Project
 
-from benchmarks.programs import wait_for, wait_until
+from benchmarks.programs import free_port, server, wait_until
 
 pytestmark = pytest.mark.slow
 EPOCHS = 8
@@ -22,41 +18,26 @@ TRAINING = ["--dataset", "digits", "--epochs", str(EPOCHS), "--target", "0", "--
 @pytest.fixture
 def project(tmp_path):
     project = Project(tmp_path)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        project.port = found.getsockname()[1]
+    project.port = free_port()
     project.tracking_uri = f"http://127.0.0.1:{project.port}"
     project.environment["MLFLOW_TRACKING_URI"] = project.tracking_uri
     return project
 
 
-@contextmanager
 def served(project):
     """The project's store behind a server, as long as this lasts."""
-    folder = project.folder
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(project.port),
-            "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'served.db'}",
-            "--artifacts-destination", str(folder / "served"),
-        ],
-        cwd=folder, env=project.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        wait_for(project.port, process)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{project.folder / 'served.db'}",
+        "--artifacts-destination", str(project.folder / "served"),
+    ]  # fmt: skip
+    return server(command, project.environment, project.port)
 
 
 def begin(project):
     """Start a training, and wait until it has finished two epochs; returns its process."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "src.run", "step4", *TRAINING],
-        cwd=project.folder, env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "src.run", "step4", *TRAINING]
+    process = project.start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     checkpoints = project.folder / "checkpoints"
     wait_until(lambda: list(checkpoints.glob("*/epoch-0002.pt")), seconds=200, for_what="two epochs")
     return process

@@ -1,9 +1,9 @@
 """Signals at any moment: to the process that trains, to the `mlflow run` that started it, and to both."""
 
+import itertools
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 from conftest import Project
 
 from benchmarks.programs import wait_until
+from src import process
 from src.lifecycle import database
 
 pytestmark = [
@@ -31,28 +32,15 @@ def project(tmp_path):
     return project
 
 
-def start(project, *command):
-    """Start a command in the project's folder, in a process group of its own, as a shell would."""
-    return subprocess.Popen(
-        command,
-        cwd=project.folder,
-        env=project.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
-    )
-
-
 def processes_of(project):
     """The id of every process that works in the project's folder, and its parent's."""
     found = {}
-    for process in Path("/proc").glob("[0-9]*"):
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "cwd").readlink() == project.folder:
-                status = (process / "stat").read_text().rpartition(")")[2].split()
+            if (entry / "cwd").readlink() == project.folder:
+                status = (entry / "stat").read_text().rpartition(")")[2].split()
                 if status[0] != "Z":
-                    found[int(process.name)] = int(status[1])
+                    found[int(entry.name)] = int(status[1])
         except OSError:  # it has ended meanwhile
             continue
     return found
@@ -114,7 +102,7 @@ def cases():
 @pytest.mark.long
 @pytest.mark.parametrize(("target", "number"), [*cases()])
 def test_a_signal_at_a_random_moment(project, seconds, target, number, attempt, record_property):
-    process = start(project, "mlflow", "run", ".", "-e", "step4", "--env-manager", "local", *as_parameters(TRAINING))
+    process = project.start("mlflow", "run", ".", "-e", "step4", "--env-manager", "local", *as_parameters(TRAINING))
     moment = random.Random(f"{target} {number} {attempt}").uniform(0, seconds)
     time.sleep(moment)
     sent = send(project, process, target, number)
@@ -132,7 +120,7 @@ def test_a_signal_at_a_random_moment(project, seconds, target, number, attempt, 
     "that ends in order, and says why",
 )
 def test_mlflow_run_is_killed(project):
-    process = start(project, "mlflow", "run", ".", "-e", "step4", "--env-manager", "local", *as_parameters(TRAINING))
+    process = project.start("mlflow", "run", ".", "-e", "step4", "--env-manager", "local", *as_parameters(TRAINING))
     saved = project.folder / "checkpoints"
     wait_until(lambda: list(saved.glob("*/*.pt")), seconds=120, for_what="an epoch")
     process.kill()
@@ -150,7 +138,7 @@ def test_mlflow_run_is_killed(project):
 )
 def test_a_killed_repetition_takes_its_seeds_along(project):
     options = ["--dataset", "digits", "--epochs", "100", "--seeds", "2", "--jobs", "2"]
-    process = start(project, sys.executable, "-m", "src.run", "repeat", "--step", "step4", *options)
+    process = project.start(sys.executable, "-m", "src.run", "repeat", "--step", "step4", *options)
     saved = project.folder / "checkpoints"
     wait_until(lambda: len({file.parent for file in saved.glob("*/*.pt")}) == 2, seconds=120, for_what="two seeds")
     assert len(processes_of(project)) == 3
@@ -171,7 +159,7 @@ def test_a_database_that_was_never_finished(tmp_path):
     project = Project(tmp_path)
     file = tmp_path / "mlflow.db"
     code = f"import mlflow; mlflow.MlflowClient('sqlite:///{file}').search_experiments()"
-    process = start(project, sys.executable, "-c", code)
+    process = project.start(sys.executable, "-c", code)
     wait_until(file.exists, seconds=60, for_what="the first table")
     process.kill()
     process.wait()
@@ -179,3 +167,49 @@ def test_a_database_that_was_never_finished(tmp_path):
     done = project.command(sys.executable, "-m", "src.run", "compare", "--dataset", "digits")
     assert "the store has no finished run to compare" in done.stderr
     assert [run.info.run_name for run in project.runs()] == ["compare"]
+
+
+@pytest.fixture
+def many_connections(monkeypatch):
+    """For stores that are opened after this: some of the signals cost a connection each."""
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW", "1000")
+
+
+@pytest.mark.fault(
+    "a signal while the database is asked",
+    "SIGTERM at every 300th line that runs while metrics are logged",
+    "the process is stopped, and the database still takes what closes its run",
+)
+def test_a_signal_while_the_database_is_asked(many_connections, store, monkeypatch, record_property):
+    monkeypatch.setattr(process, "PATIENCE", 0)
+    before = signal.signal(signal.SIGTERM, process._stop)
+    run_id = store.create_run("0").info.run_id
+    store.log_metric(run_id, "accuracy", 99.0)
+
+    def log(moment):
+        """Log a metric, with a signal at this line of all that runs; returns how many lines ran."""
+        lines = itertools.count()
+
+        def trace(frame, event, argument):
+            if next(lines) == moment:
+                signal.raise_signal(signal.SIGTERM)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            store.log_metric(run_id, "accuracy", 99.4, step=moment)
+        finally:
+            sys.settrace(None)
+        return next(lines)
+
+    try:
+        for times in itertools.count():
+            try:
+                assert log(300 * times) <= 300 * times  # it was over before; no signal is lost
+                break
+            except process.Stopped as stop:
+                store.set_tag(run_id, "error", stop.reason)  # takes seconds where it is locked, and fails
+        assert times > 20
+        record_property("times", times)
+    finally:
+        signal.signal(signal.SIGTERM, before)
