@@ -231,17 +231,17 @@ def test_a_registration_that_was_cut_off_is_finished_by_the_same_run(
     assert len(store.search_model_versions("name = 'digits-cnn'")) == 1
 
 
-def test_two_challengers_at_a_time_take_turns(store, tracked, trained, digits, monkeypatch):
-    """Each is compared with the champion that the other has left, as the trail shows."""
-    asked, together = [], threading.Barrier(2)
+@pytest.mark.parametrize(("owner", "call"), [(registry, "ask"), (MlflowClient, "set_registered_model_alias")])
+def test_two_challengers_at_a_time_take_turns(store, tracked, near, trained, digits, monkeypatch, owner, call):
+    """Each is registered alone, and compared with the champion that the other has left, as the trail shows."""
+    function, together = getattr(owner, call), threading.Barrier(2)
 
-    def ask(models, images):
-        asked.append(models)
+    def watched(*given):
         with contextlib.suppress(threading.BrokenBarrierError):  # nobody else comes here meanwhile
             together.wait(timeout=2)
-        return np.stack([verify.answers(verify.load(model), images) for model in models])
+        return function(*given)
 
-    monkeypatch.setattr(registry, "ask", ask)
+    monkeypatch.setattr(owner, call, watched)
     both = [tracked, track(trained, digits)]
     threads = [threading.Thread(target=register, args=(one, digits)) for one in both]
     for thread in threads:
@@ -249,7 +249,8 @@ def test_two_challengers_at_a_time_take_turns(store, tracked, trained, digits, m
     for thread in threads:
         thread.join()
     assert together.broken
-    assert [len(models) for models in asked] == [1, 2]
+    reasons = [model.tags["promotion.reason"] for model in store.search_model_versions("name = 'digits-cnn'")]
+    assert sorted(reason.startswith("not significantly better") for reason in reasons) == [False, True]
     assert len(trail()) == 1
 
 

@@ -96,13 +96,14 @@ def register(
         "streak_accuracy": repr(verdict.metrics["streak_accuracy"]),
         "test_accuracy": repr(evaluation.accuracy),
     }
-    found = _find(client, name, model.model_uri, run_id) or _create(client, name, model, run_id, tags)
-    version = str(found.version)
-    if "verified" not in found.tags:  # it may have been registered before, and not to the end
-        for key, value in tags.items():
-            if found.tags.get(key) != value:
-                client.set_model_version_tag(name, version, key, value)
-        client.set_registered_model_alias(name, "challenger", version)
+    with store.turn(name):  # MLflow fails where two set an alias that is not there yet
+        found = _find(client, name, model.model_uri, run_id) or _create(client, name, model, run_id, tags)
+        version = str(found.version)
+        if "verified" not in found.tags:  # it may have been registered before, and not to the end
+            for key, value in tags.items():
+                if found.tags.get(key) != value:
+                    client.set_model_version_tag(name, version, key, value)
+            client.set_registered_model_alias(name, "challenger", version)
     try:
         return promote(version, dataset, why=f"{step} passed the gate")
     except ChampionError as error:
