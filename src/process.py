@@ -21,7 +21,6 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 PARENT = os.getppid()  # asked as early as can be: it may end at any moment
 LOOK = 0.5  # seconds between two looks at it
 PATIENCE = 3  # seconds in which one signal is obeyed: `mlflow run`, when it is interrupted, sends a second
-
 AGAIN = 30  # seconds after which an orphan is told once more: an exception that is raised in a finalizer is lost
 
 _orphaned = threading.Event()
