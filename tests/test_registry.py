@@ -234,7 +234,8 @@ def test_a_registration_that_was_cut_off_is_finished_by_the_same_run(
 @pytest.mark.parametrize(("owner", "call"), [(registry, "ask"), (MlflowClient, "set_registered_model_alias")])
 def test_two_challengers_at_a_time_take_turns(store, tracked, trained, digits, monkeypatch, owner, call):
     """Each is registered alone, and compared with the champion that the other has left, as the trail shows."""
-    asked, together = [], threading.Barrier(2)
+    asked, met = [], threading.Event()
+    together = threading.Barrier(2, action=met.set)
 
     def ask(models, images):
         asked.append(models)
@@ -256,6 +257,7 @@ def test_two_challengers_at_a_time_take_turns(store, tracked, trained, digits, m
     for thread in threads:
         thread.join()
     assert together.broken
+    assert not met.is_set()
     assert [len(models) for models in asked] == [1, 2]
     assert len(trail()) == 1
 
