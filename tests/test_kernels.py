@@ -35,6 +35,34 @@ def test_outputs_gradients_and_statistics_are_torchs(step, digits):
     assert all(torch.equal(now, before) for now, before in zip(outcome()[0], plain[0], strict=True))
 
 
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize("side", [5, 20])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"affine": False}, {"momentum": None}, {"momentum": 0.5, "eps": 0.1}, {"track_running_stats": False}],
+)
+def test_batch_normalisation_is_torchs(channels, side, training, options):
+    torch.manual_seed(0)
+    layer = nn.BatchNorm2d(channels, **options).double().train(training)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -1, 2)
+    maps = torch.randn(6, channels, 11, side, dtype=torch.float64).mul_(3).add_(5).requires_grad_()
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+
+    def outcome():
+        layer.load_state_dict(state)
+        layer.zero_grad()
+        maps.grad = None
+        (result := layer(maps)).pow(3).sum().backward()
+        gradients = [parameter.grad.clone() for parameter in layer.parameters()]
+        return result.detach(), maps.grad, gradients, [buffer.clone() for buffer in layer.buffers()]
+
+    plain = outcome()
+    with fast_kernels(layer):
+        torch.testing.assert_close(outcome(), plain)
+
+
 def test_nothing_stays_behind():
     network = step3.Network()
     before = {name: set(vars(layer)) for name, layer in network.named_modules()}

@@ -6,10 +6,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-# Measured on networks with few channels: convolutions and pooling are faster when a pixel's channels lie side by
-# side, batch normalisation when each channel lies by itself; on maps below 16×16 the change costs more than it saves.
+# Measured on networks with few channels. Large maps are fastest with a pixel's channels side by side; on maps below
+# 16×16 a change of layout costs more than it saves. Torch's batch normalisation likes that layout when the channels fill
+# whole vector registers; otherwise it wants each channel by itself, and on large maps the one below is twice as fast.
 SMALLEST_SIDE = 16
+VECTOR = 16  # float32 values
 
 
 @contextmanager
@@ -28,37 +31,99 @@ def fast_kernels(network: nn.Module) -> Iterator[None]:
 
 
 def _convolution(layer: nn.Conv2d, values: Tensor) -> Tensor:
-    return nn.Conv2d.forward(layer, _channels_last(values))
+    return nn.Conv2d.forward(layer, _channels_last(values) if _large(values) else values)
 
 
 def _max_pool(layer: nn.MaxPool2d, values: Tensor) -> Tensor:
-    return nn.MaxPool2d.forward(layer, _channels_last(values))
+    return nn.MaxPool2d.forward(layer, _channels_last(values) if _large(values) else values)
 
 
 def _batch_norm(layer: nn.BatchNorm2d, values: Tensor) -> Tensor:
-    if not values.is_contiguous():
-        values = _ToLayout.apply(values, torch.contiguous_format)
+    usual = layer.training and layer.affine and layer.track_running_stats and layer.momentum is not None
+    if layer.num_features % VECTOR == 0 or not layer.training:
+        values = _channels_last(values)
+    elif _large(values) and usual:
+        layer.num_batches_tracked += 1
+        return _BatchNormOfRows.apply(
+            _channels_last(values),
+            *(layer.weight, layer.bias, layer.running_mean, layer.running_var, layer.momentum, layer.eps),
+        )
+    elif not values.is_contiguous():
+        values = _ChannelsApart.apply(values)
     return nn.BatchNorm2d.forward(layer, values)
 
 
+def _large(values: Tensor) -> bool:
+    return values.shape[-1] >= SMALLEST_SIDE
+
+
 def _channels_last(values: Tensor) -> Tensor:
-    large = values.shape[-1] >= SMALLEST_SIDE
-    if large and not values.is_contiguous(memory_format=torch.channels_last):
-        return _ToLayout.apply(values, torch.channels_last)
-    return values
+    if values.stride(1) == 1:
+        return values
+    # `contiguous(memory_format=…)` would leave one channel as it is, and what follows would not be channels-last.
+    return values.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-class _ToLayout(torch.autograd.Function):
+class _ChannelsApart(torch.autograd.Function):
     """A change of layout that is undone for the gradient: the layer before gets it in the layout it computed in."""
 
     @staticmethod
-    def forward(ctx, values: Tensor, layout: torch.memory_format) -> Tensor:
-        ctx.layout_before = torch.contiguous_format if values.is_contiguous() else torch.channels_last
-        return values.contiguous(memory_format=layout)
+    def forward(ctx, values: Tensor) -> Tensor:
+        return values.contiguous()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient.contiguous(memory_format=ctx.layout_before), None
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.contiguous(memory_format=torch.channels_last)
+
+
+class _BatchNormOfRows(torch.autograd.Function):
+    """Batch normalisation of channels-last maps, a row of them as one long vector: (N, C, H, W) as (N·H, W·C).
+
+    The formulas are those of Ioffe and Szegedy, "Batch Normalization" (2015), section 3.
+    """
+
+    @staticmethod
+    def forward(ctx, values, weight, bias, running_mean, running_var, momentum, eps) -> Tensor:
+        rows = _rows(values)
+        mean = _channel_means(rows, len(weight))
+        centred = rows - _row_of(mean, rows)
+        variance = _channel_means(centred.square(), len(weight))
+        count = rows.numel() // len(weight)
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(variance * (count / (count - 1)), momentum)
+        scale = (variance + eps).rsqrt()
+        ctx.save_for_backward(centred, weight, scale)
+        return _maps(torch.addcmul(_row_of(bias, rows), centred, _row_of(scale * weight, rows)), values.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        centred, weight, scale = ctx.saved_tensors
+        rows = _rows(gradient)
+        count = rows.numel() // len(weight)
+        mean = _channel_means(rows, len(weight))
+        mean_product = _channel_means(rows * centred, len(weight)) * scale  # with the normalised values
+        slope = scale * weight
+        change = torch.addcmul(_row_of(-slope * mean, rows), rows, _row_of(slope, rows))
+        change.addcmul_(centred, _row_of(-slope * scale * mean_product, rows))
+        return _maps(change, gradient.shape), mean_product * count, mean * count, None, None, None, None
+
+
+def _rows(maps: Tensor) -> Tensor:
+    return maps.permute(0, 2, 3, 1).reshape(len(maps) * maps.shape[2], -1)
+
+
+def _maps(rows: Tensor, shape: torch.Size) -> Tensor:
+    count, channels, height, width = shape
+    return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _channel_means(rows: Tensor, channels: int) -> Tensor:
+    return rows.mean(0).view(-1, channels).mean(0)
+
+
+def _row_of(each_channel: Tensor, rows: Tensor) -> Tensor:
+    return each_channel.expand(rows.shape[1] // len(each_channel), -1).reshape(-1)
 
 
 def _dropout(layer: nn.Dropout, values: Tensor) -> Tensor:
@@ -66,7 +131,8 @@ def _dropout(layer: nn.Dropout, values: Tensor) -> Tensor:
     if not layer.training:
         return values
     draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
-    bits = draws.view(torch.int16)[: values.numel()].view_as(values)  # uniform in ±2¹⁵
+    bits = torch.empty_like(values, dtype=torch.int16)  # uniform in ±2¹⁵, in the values' own layout
+    bits = draws.view(torch.int16).as_strided(bits.shape, bits.stride())
     keep = bits >= round((layer.p - 0.5) * 2**16)
     return values * (keep * (1 / (1 - layer.p)))
 
