@@ -121,6 +121,10 @@ CANDIDATES = {
     "12 channels, decayed": decayed(TWELVE),
     "wide, decayed, weight decay 1e-3": decayed(WIDE, weight_decay=1e-3),
     "wide, decayed, lr 0.5": decayed(WIDE, lr=0.5),
+    "wide, decayed, 12 epochs": decayed(WIDE, epochs=12),
+    "wide, decayed, 12 epochs, label smoothing": decayed(WIDE, epochs=12, label_smoothing=0.1),
+    "wide, decayed, 12 epochs, lr 0.5": decayed(WIDE, epochs=12, lr=0.5),
+    "wide, decayed, 12 epochs, late peak": decayed(WIDE, epochs=12, rise=0.4),
 }
 
 

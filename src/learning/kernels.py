@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # Measured on networks with few channels. Large maps are fastest with a pixel's channels side by side; on maps below
-# 16×16 a change of layout costs more than it saves. Torch's batch normalisation likes that layout when the channels fill
-# whole vector registers; otherwise it wants each channel by itself, and on large maps the one below is twice as fast.
+# 16×16 a change of layout costs more than it saves. Torch's batch normalisation likes that layout when the channels
+# fill whole vector registers; otherwise it wants each channel by itself, and on large maps the one below is twice as
+# fast.
 SMALLEST_SIDE = 16
 VECTOR = 16  # float32 values
 
