@@ -1,6 +1,7 @@
 """The fast kernels compute what torch's own do."""
 
 import contextlib
+import re
 
 import pytest
 import torch
@@ -63,6 +64,64 @@ def test_batch_normalisation_is_torchs(channels, side, training, options):
         torch.testing.assert_close(outcome(), plain)
 
 
+@pytest.mark.parametrize("shape", [(4, 8, 20, 20), (4, 16, 5, 5)])
+def test_a_gradient_in_any_layout_is_torchs(shape):
+    torch.manual_seed(0)
+    layer, maps = nn.BatchNorm2d(shape[1]), torch.randn(shape, requires_grad=True)
+    for gradient in (
+        torch.randn(shape).contiguous(memory_format=torch.channels_last),
+        torch.randn(shape[3]).expand(shape),
+    ):
+        (plain,) = torch.autograd.grad(layer(maps), maps, gradient)
+        with fast_kernels(layer):
+            (fast,) = torch.autograd.grad(layer(maps), maps, gradient)
+        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_large_maps_are_channels_last_from_the_first_one_on():
+    images = torch.randn(2, 1, 28, 28)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.MaxPool2d(2))
+    maps = []
+    for layer in network:
+        layer.register_forward_hook(lambda layer, given, made: maps.append(made))
+    with fast_kernels(network):
+        network(images)
+    assert [made.stride(1) for made in maps] == [1] * 5
+    assert "_BatchNormOfRows" in str(maps[1].grad_fn.next_functions) + str(maps[1].grad_fn)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.BatchNorm2d(8), (4, 16, 20, 20)),
+        (nn.BatchNorm2d(16), (4, 8, 20, 20)),
+        (nn.BatchNorm2d(4), (4, 20, 20)),
+        (nn.Conv2d(1, 4, 3), (4, 2, 20, 20)),
+    ],
+)
+def test_what_does_not_fit_is_told_as_torch_does(layer, shape):
+    with pytest.raises(RuntimeError if shape != (4, 20, 20) else ValueError) as plain:
+        layer(torch.zeros(shape))
+    with fast_kernels(layer), pytest.raises(plain.type, match=re.escape(str(plain.value))):
+        layer(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("layer", "values"),
+    [
+        (nn.Conv2d(1, 4, 3), torch.ones(1, 20, 20)),  # one image, not a batch
+        (nn.MaxPool2d(2), torch.ones(3, 20, 20)),
+        (nn.BatchNorm2d(4), torch.ones(2, 4, 20, 20, dtype=torch.bfloat16)),
+        (nn.BatchNorm2d(4), torch.ones(0, 4, 20, 20)),
+        (nn.Dropout(1.0), torch.ones(5, 5)),
+    ],
+)
+def test_what_is_unusual_is_left_to_torch(layer, values):
+    plain = layer(values)
+    with fast_kernels(layer):
+        torch.testing.assert_close(layer(values), plain)
+
+
 def test_nothing_stays_behind():
     network = step3.Network()
     before = {name: set(vars(layer)) for name, layer in network.named_modules()}
@@ -70,6 +129,15 @@ def test_nothing_stays_behind():
         assert "forward" in vars(network.layers[11])  # a Dropout
         raise KeyError
     assert {name: set(vars(layer)) for name, layer in network.named_modules()} == before
+
+
+def test_inside_another_it_changes_nothing():
+    network = step3.Network()
+    with fast_kernels(network):
+        with fast_kernels(network):
+            pass
+        assert "forward" in vars(network.layers[11])
+    assert "forward" not in vars(network.layers[11])
 
 
 def test_every_kind_of_layer_is_replaced():

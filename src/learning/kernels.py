@@ -20,12 +20,12 @@ VECTOR = 16  # float32 values
 def fast_kernels(network: nn.Module) -> Iterator[None]:
     """While this lasts, the network's layers compute in their fastest way, on a CPU; what they compute is the same.
 
-    A network on another device is left as it is.
+    A network on another device is left as it is. Copies of the network are made before or after, not inside.
     """
     with ExitStack() as undo:
         if all(parameter.device.type == "cpu" for parameter in network.parameters()):
             for layer in network.modules():
-                if compute := FAST.get(type(layer)):
+                if (compute := FAST.get(type(layer))) and "forward" not in vars(layer):
                     layer.forward = partial(compute, layer)
                     undo.callback(delattr, layer, "forward")
         yield
@@ -40,10 +40,11 @@ def _max_pool(layer: nn.MaxPool2d, values: Tensor) -> Tensor:
 
 
 def _batch_norm(layer: nn.BatchNorm2d, values: Tensor) -> Tensor:
-    usual = layer.training and layer.affine and layer.track_running_stats and layer.momentum is not None
+    if values.dim() != 4 or values.shape[1] != layer.num_features:
+        return nn.BatchNorm2d.forward(layer, values)  # which says what is wrong
     if layer.num_features % VECTOR == 0 or not layer.training:
         values = _channels_last(values)
-    elif _large(values) and usual:
+    elif _large(values) and _usual(layer, values):
         layer.num_batches_tracked += 1
         return _BatchNormOfRows.apply(
             _channels_last(values),
@@ -54,15 +55,21 @@ def _batch_norm(layer: nn.BatchNorm2d, values: Tensor) -> Tensor:
     return nn.BatchNorm2d.forward(layer, values)
 
 
+def _usual(layer: nn.BatchNorm2d, values: Tensor) -> bool:
+    tracked = layer.track_running_stats and layer.momentum is not None
+    return layer.affine and tracked and values.dtype == layer.weight.dtype and len(values) > 0
+
+
 def _large(values: Tensor) -> bool:
-    return values.shape[-1] >= SMALLEST_SIDE
+    return values.dim() == 4 and values.shape[-1] >= SMALLEST_SIDE
 
 
 def _channels_last(values: Tensor) -> Tensor:
     if values.stride(1) == 1:
         return values
     # `contiguous(memory_format=…)` would leave one channel as it is, and what follows would not be channels-last.
-    return values.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    count, channels, height, width = values.shape
+    return values.permute(0, 2, 3, 1).flatten().view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 class _ChannelsApart(torch.autograd.Function):
@@ -129,12 +136,13 @@ def _row_of(each_channel: Tensor, rows: Tensor) -> Tensor:
 
 def _dropout(layer: nn.Dropout, values: Tensor) -> Tensor:
     """Dropout with 16 random bits a value in place of a float: four times fewer draws, its rate exact to 1/65,536."""
-    if not layer.training:
-        return values
+    threshold = round((layer.p - 0.5) * 2**16)
+    if not layer.training or threshold == 2**15:
+        return nn.Dropout.forward(layer, values)
     draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
     bits = torch.empty_like(values, dtype=torch.int16)  # uniform in ±2¹⁵, in the values' own layout
     bits = draws.view(torch.int16).as_strided(bits.shape, bits.stride())
-    keep = bits >= round((layer.p - 0.5) * 2**16)
+    keep = bits >= threshold
     return values * (keep * (1 / (1 - layer.p)))
 
 
