@@ -233,7 +233,8 @@ def change_champion(
 def record_results(step: str, epochs: int | None) -> None:
     store.connect()
     full = load_step(step).RECIPE.epochs
-    click.echo(records.write(step, epochs or full, full))
+    file, left_out = records.write(step, epochs or full, full)
+    click.echo(f"{file}: the newest run of each seed; left out: {left_out}")
 
 
 def train_step(name: str, *, resume: str, **given) -> None:

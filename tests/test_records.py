@@ -10,10 +10,12 @@ from src.commands import STEPS
 from src.lifecycle import records
 
 
-def finished_run(seed, accuracies, *, epochs=None, dataset="mnist", validation=0, status="FINISHED", lr="0.01"):
+def finished_run(
+    seed, accuracies, *, epochs=None, dataset="mnist", validation=0, status="FINISHED", lr="0.01", code="a", commit="c0"
+):
     with mlflow.start_run() as run:
         mlflow.set_tags({"step": "step2", "dataset.digest": "abc", "machine": "2 × CPU", "versions.torch": "2"})
-        mlflow.set_tag("mlflow.source.git.commit", "c0ffee")
+        mlflow.set_tags({"mlflow.source.git.commit": commit, "code.digest": code})
         mlflow.log_params({"recipe.lr": lr, "recipe.epochs": epochs or len(accuracies), "recipe.nesterov": False})
         mlflow.log_params({"run.seed": seed, "run.dataset": dataset, "run.validation": validation, "run.threads": 2})
         mlflow.log_metric("parameters", 12_584)
@@ -37,9 +39,9 @@ def test_the_newest_finished_full_run_of_each_seed(store, folder):
     finished_run(3, [1.0, 1.0], dataset="digits")
     finished_run(4, [1.0, 1.0], validation=5000)
     finished_run(5, [1.0])  # shorter
-    file = records.write("step2", epochs=2, full=2)
+    file, left_out = records.write("step2", epochs=2, full=2)
     record = json.loads(file.read_text())
-    assert file == folder / "step2.json"
+    assert (file, left_out) == (folder / "step2.json", 1)
     assert record == {
         "step": "step2",
         "parameters": 12_584,
@@ -48,7 +50,7 @@ def test_the_newest_finished_full_run_of_each_seed(store, folder):
         "versions": {"torch": "2"},
         "machine": "2 × CPU",
         "threads": 2,
-        "commit": "c0ffee",
+        "commit": "c0",
         "runs": [
             {"seed": 0, "train_accuracy": [98.0, 98.5], "test_accuracy": [99.0, 99.5], "seconds": [2.0, 4.0]},
             {"seed": 1, "train_accuracy": [97.0, 97.5], "test_accuracy": [98.0, 98.5], "seconds": [2.0, 4.0]},
@@ -59,15 +61,19 @@ def test_the_newest_finished_full_run_of_each_seed(store, folder):
 
 def test_a_short_run_never_goes_by_the_full_ones_name(store, folder):
     finished_run(0, [98.0, 98.5])
-    assert records.write("step2", epochs=2, full=20).name == "step2-2-epochs.json"
+    assert records.write("step2", epochs=2, full=20)[0].name == "step2-2-epochs.json"
     assert records.read("step2") is None
 
 
-def test_runs_of_different_recipes_are_not_mixed(store, folder):
-    finished_run(0, [98.0])
-    finished_run(1, [98.0], lr="0.02")
-    with pytest.raises(records.RecordError, match="the runs of step2 differ in recipe"):
-        records.write("step2", epochs=1, full=1)
+@pytest.mark.parametrize("other", [{"lr": "0.02"}, {"code": "b"}])
+def test_runs_of_another_kind_than_the_newest_are_left_out(store, folder, other):
+    finished_run(0, [98.0], **other)
+    finished_run(1, [98.0], **other)
+    finished_run(1, [98.5])
+    finished_run(2, [98.5], commit="another, in which this code is the same")
+    file, left_out = records.write("step2", epochs=1, full=1)
+    assert [run["seed"] for run in json.loads(file.read_text())["runs"]] == [1, 2]
+    assert left_out == 2
 
 
 def test_nothing_to_record(store, folder):

@@ -24,31 +24,35 @@ class RecordError(Exception):
     """The store has nothing to record."""
 
 
-def write(step: str, epochs: int, full: int) -> Path:
-    """Record the step's finished MNIST runs of that many epochs, the newest of each seed.
+def write(step: str, epochs: int, full: int) -> tuple[Path, int]:
+    """Record the step's finished MNIST runs of that many epochs, the newest of each seed, and count those left out.
 
-    Runs on a validation slice are left out. Runs shorter than the recipe's `full` length go into a file that says so.
-    All must share code, recipe, data, versions and machine. Raises RecordError otherwise, or when there is none.
+    Left out are runs on a validation slice, and runs that differ from the newest in code, recipe, data, versions,
+    machine or threads. Runs shorter than the recipe's `full` length go into a file that says so. Raises RecordError
+    when there is none.
     """
     found = mlflow.search_runs(
         filter_string=f"tags.step = '{step}' and attributes.status = 'FINISHED' and params.`run.dataset` = 'mnist' "
         f"and params.`run.validation` = '0' and params.`recipe.epochs` = '{epochs}'",
-        order_by=["attributes.start_time ASC"],
+        order_by=["attributes.start_time DESC"],
         search_all_experiments=True,
         output_format="list",
     )
     if not found:
         raise RecordError(f"step is {step!r}: the store has no finished MNIST run of it with {epochs} epochs")
-    newest = {int(run.data.params["run.seed"]): run for run in found}
-    heads = [_head(step, run) for run in newest.values()]
-    for head in heads:
-        for key in head:
-            if head[key] != heads[0][key]:
-                raise RecordError(f"the runs of {step} differ in {key}: {heads[0][key]} and {head[key]}")
+    newest = {}
+    for run in found:
+        if _kind(step, run) == _kind(step, found[0]):
+            newest.setdefault(int(run.data.params["run.seed"]), run)
     record = of(step, newest)
     file = FOLDER / (f"{step}.json" if epochs == full else f"{step}-{epochs}-epochs.json")
     file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    return file
+    return file, len(found) - len(newest)
+
+
+def _kind(step: str, run: Run) -> dict:
+    """What the runs of a record have in common: of the code, what makes the weights, whatever the commit."""
+    return _head(step, run) | {"commit": None, "code": run.data.tags["code.digest"]}
 
 
 def of(step: str, runs: Mapping[int, Run]) -> dict:
