@@ -336,7 +336,7 @@ def finish(
 ) -> None:
     """What follows the last epoch."""
     classifier, history = training.result.cpu(), training.history  # where its export will answer
-    evaluation = evaluate(classifier, loaded.test_images, loaded.test_labels)
+    evaluation = evaluate(classifier, loaded.test_images, loaded.test_labels)  # by the kernels that the export has
     verdict = gate.judge(history, classifier.parameters_count, goal)
     model = tracking.log_end(
         classifier=classifier,

@@ -38,11 +38,14 @@ def test_place_size_polarity_and_mode_do_not_matter(digits):
     grey = on_canvas(image)
     alpha = Image.new("RGBA", (90, 60), (0, 0, 0, 0))
     alpha.putalpha(grey)  # black ink on nothing
+    white = Image.new("RGBA", (90, 60), (255, 255, 255, 0))
+    white.putalpha(grey)
     variants = {
         "off centre": grey,
         "dark on light": Image.fromarray(255 - np.asarray(grey)),
         "colour": Image.merge("RGB", [grey] * 3),
         "alpha": alpha,
+        "alpha, white ink": white,
         "16 bit": Image.fromarray(np.asarray(grey).astype(np.uint16) * 257),
         "large": on_canvas(image, size=(400, 300), at=(100, 30), zoom=8),
         "palette": grey.convert("P"),

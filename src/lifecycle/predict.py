@@ -97,8 +97,9 @@ def to_frame(picture: Image.Image) -> np.ndarray:
         if not (np.abs(pixels) < 1e30).all():
             raise PredictError("it has pixels that are not numbers, or too large")
     elif "A" in picture.getbands() or "transparency" in picture.info:
-        white = Image.new("RGBA", picture.size, "white")
-        pixels = np.asarray(Image.alpha_composite(white, picture.convert("RGBA")).convert("L"), np.float32)
+        pixels = on_paper(picture, "white")
+        if np.ptp(pixels) == 0:  # white ink
+            pixels = on_paper(picture, "black")
     else:
         pixels = np.asarray(picture.convert("L"), np.float32)
     background = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]))
@@ -117,6 +118,12 @@ def to_frame(picture: Image.Image) -> np.ndarray:
     frame = np.zeros((28, 28), np.uint8)
     frame[top : top + height, left : left + width] = fitted.round().astype(np.uint8)
     return frame
+
+
+def on_paper(picture: Image.Image, colour: str) -> np.ndarray:
+    """A transparent picture laid on paper of that colour: float32 (H, W), from 0 to 255."""
+    paper = Image.new("RGBA", picture.size, colour)
+    return np.asarray(Image.alpha_composite(paper, picture.convert("RGBA")).convert("L"), np.float32)
 
 
 def load(model_uri: str) -> tuple[PyFuncModel, dict[str, str]]:

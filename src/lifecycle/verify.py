@@ -25,7 +25,7 @@ def load(folder: str) -> PyFuncModel:
 
 
 def answers(model: PyFuncModel, images: np.ndarray) -> np.ndarray:
-    # The same batches as in learning/evaluate.py: another order of the sums could turn a draw.
+    # The same batches as in learning/evaluate.py, and torch's own kernels too: other sums could turn a draw.
     batches = np.split(images, range(1000, len(images), 1000))
     return np.concatenate([model.predict(batch).argmax(axis=1) for batch in batches])
 
