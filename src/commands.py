@@ -30,6 +30,7 @@ from src.lifecycle import (
     store,
     tracking,
 )
+from src.lifecycle.messages import printable, without_credentials
 from src.options import DEFAULTS, Number, option, reuse_option, seed_option, training_options, validation_option
 
 CHECKPOINTS = Path("checkpoints")
@@ -394,7 +395,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def fail(code: int, message: str) -> None:
-    message = predict.printable(" ".join(message.split()))
+    message = printable(without_credentials(" ".join(message.split())))
     if len(message) > LINE:
         message = f"{message[: LINE // 2]} … {message[-LINE // 2 :]}"
     click.echo(f"error: {message}", err=True)

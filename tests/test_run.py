@@ -1,5 +1,6 @@
 """The command line: every bad value is one line that names the parameter, what it got and what it takes."""
 
+import mlflow
 import pytest
 import torch
 from filelock import FileLock
@@ -90,6 +91,15 @@ def run_status(store):
 def test_cuda_where_there_is_none(store, capsys):
     code, line = refused(capsys, "step2", "--device", "cuda")
     assert (code, line) == (2, "device is 'cuda': this machine has no CUDA device; it takes cpu or auto")
+
+
+def test_a_password_in_the_stores_address_is_not_shown(store, capsys, tmp_path):
+    mlflow.set_tracking_uri("http://me:secret@127.0.0.1:9")
+    code, line = refused(capsys, "step2")
+    assert code == 1
+    assert "MLFLOW_TRACKING_URI is 'http://127.0.0.1:9': the store there does not answer" in line
+    assert "secret" not in line
+    assert not [file for file in tmp_path.rglob("*") if "secret" in file.name]
 
 
 def test_a_damaged_file_fails_the_run(store, capsys, tmp_path):

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import pytest
 
 from benchmarks.programs import server
+from src.commands import STEPS
 
 pytestmark = pytest.mark.slow
-STEPS = ("step1", "step2", "step3", "step4")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -45,7 +45,7 @@ def test_all_are_nested_and_compared(project, trained):
         step, accuracy = run.data.tags["step"], run.data.metrics["final_test_accuracy"]
         assert f"| {step} | {run.data.metrics['parameters']:,.0f} | 1 | 1 | {accuracy:.2f} |" in table
         assert f"{step}: {run.data.metrics['parameters']:,.0f} parameters, final {accuracy:.2f} %" in trained.stdout
-    assert trained.stdout.count("epoch  1/1") == 4  # what the steps print is shown
+    assert trained.stdout.count("epoch  1/1") == len(STEPS)  # what the steps print is shown
 
 
 def test_again_they_are_reused_and_one_that_fails_is_missing(project, trained):
@@ -55,30 +55,34 @@ def test_again_they_are_reused_and_one_that_fails_is_missing(project, trained):
     done = project.mlflow_run("all", dataset="digits", epochs=1)
     step2.write_text(text)
     assert done.returncode != 0
+    others = [step for step in STEPS if step != "step2"]
     assert [line.split(":")[0] for line in done.stdout.splitlines() if line.endswith("(reused)")] == [
-        "step1 seed 0", "step3 seed 0", "step4 seed 0",
-    ]  # fmt: skip
-    message = "1 of 4 runs failed, the first of them step2 seed 0: ZeroDivisionError: division by zero"
+        f"{step} seed 0" for step in others
+    ]
+    message = f"1 of {len(STEPS)} runs failed, the first of them step2 seed 0: ZeroDivisionError: division by zero"
     assert f"error: {message}" in done.stderr
     parent = newest(project, "all")
     assert (parent.info.status, parent.data.tags["error"]) == ("FAILED", message)
     assert "step2: no finished run" in done.stdout
     assert "in <lambda>" in done.stderr  # the whole of what it said
     assert "step2 is missing here: its run failed: ZeroDivisionError: division by zero." in comparison(project, parent)
-    assert len(parent.data.tags["reused"].split()) == 3
+    assert len(parent.data.tags["reused"].split()) == len(others)
     assert "| step2 | – | 0 | – | no finished run |" in comparison(project, parent)
     failed = newest(project, "step2 seed 0")
     assert (failed.info.status, failed.data.tags["mlflow.parentRunId"]) == ("FAILED", parent.info.run_id)
 
 
 def test_a_step_that_cannot_be_imported_fails_alone(project, trained):
-    step5 = project.folder / "steps" / "step5.py"
-    step5.write_text("import this_is_nowhere\n")
+    broken = project.folder / "steps" / "broken.py"
+    broken.write_text("import this_is_nowhere\n")
     done = project.mlflow_run("all", dataset="digits", epochs=1)
-    step5.unlink()
+    broken.unlink()
     assert done.returncode != 0
-    assert done.stdout.count("(reused)") == 4
-    assert "1 of 5 runs failed, the first of them step5 seed 0: ModuleNotFoundError: No module named" in done.stderr
+    assert done.stdout.count("(reused)") == len(STEPS)
+    message = (
+        f"1 of {len(STEPS) + 1} runs failed, the first of them broken seed 0: ModuleNotFoundError: No module named"
+    )
+    assert message in done.stderr
 
 
 def test_compare_by_itself(project, trained):

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from src.learning.recipe import ParameterError
 from src.lifecycle import integrity
+from src.lifecycle.messages import printable
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF")  # whatever a file is called, no other of PIL's readers touches it
@@ -187,11 +188,6 @@ def predict(model: PyFuncModel, files: list[Path]) -> tuple[list[Prediction], np
 def _prediction(file: Path, probabilities: np.ndarray) -> Prediction:
     second, first = probabilities.argsort()[-2:].tolist()
     return Prediction(printable(str(file)), first, float(probabilities[first]), second, float(probabilities[second]))
-
-
-def printable(text: str) -> str:
-    """A name or a message as one line that any terminal, table and JSON takes: what else is in it is escaped."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def table(predictions: list[Prediction], most: int = 100) -> str:

@@ -1,12 +1,12 @@
 """The tracking store: opened, waited for no longer than it is worth, and rid of runs whose process is gone."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import mlflow
 from filelock import FileLock
@@ -19,6 +19,7 @@ from sqlalchemy.pool import Pool
 
 from src import process
 from src.lifecycle import database
+from src.lifecycle.messages import without_credentials
 from src.lifecycle.provenance import ROOT
 
 # A query that is cut off keeps SQLite's file locked while its traceback lives, also to what would close the run.
@@ -73,7 +74,8 @@ def turn(name: str) -> contextlib.AbstractContextManager:
         process.SIGNS.mkdir(exist_ok=True)
     except OSError:
         return contextlib.nullcontext()  # it cannot be written: nobody trains here
-    return FileLock(process.SIGNS / f"{quote(mlflow.get_tracking_uri(), safe='')}.{name}.lock")
+    server = hashlib.sha256(mlflow.get_tracking_uri().encode()).hexdigest()[:16]  # its address may hold a password
+    return FileLock(process.SIGNS / f"{server}.{name}.lock")
 
 
 def _store_file() -> str | None:
@@ -130,4 +132,4 @@ def note_error(message: str, run_id: str | None = None) -> None:
     """Leave the message on the run, or on the one that `mlflow run` has opened and nothing has taken over yet."""
     if run_id := run_id or os.environ.get("MLFLOW_RUN_ID"):
         with contextlib.suppress(Exception), impatient():  # the store itself may be what failed
-            mlflow.MlflowClient().set_tag(run_id, "error", " ".join(message.split()))
+            mlflow.MlflowClient().set_tag(run_id, "error", without_credentials(" ".join(message.split())))

@@ -18,6 +18,7 @@ from test_predict import Brightest, on_canvas
 
 from src.learning.recipe import ParameterError
 from src.lifecycle import predict
+from src.lifecycle.messages import printable
 from src.run import main
 
 
@@ -119,7 +120,7 @@ def test_odd_files(tmp_path, picture, record_property):
     for name, (_, why) in expected.items():
         assert why in refused[name]
         assert "\n" not in refused[name]
-    assert sorted(predictions) == sorted(predict.printable(name) for name in good)
+    assert sorted(predictions) == sorted(printable(name) for name in good)
     record_property("times", len(expected) + len(good))
 
 
@@ -249,12 +250,10 @@ def test_strange_names_through_the_command(store, tmp_path, picture, monkeypatch
     (made,) = store.search_runs(["0"])
     assert (made.info.status, made.data.metrics) == ("FINISHED", {"predicted": len(names), "refused": len(names)})
     kept = Path(store.download_artifacts(made.info.run_id, ""))
-    assert set(pd.read_csv(kept / "predictions.csv")["file"]) == {
-        predict.printable(f"{folder}/{name}") for name in names
-    }
+    assert set(pd.read_csv(kept / "predictions.csv")["file"]) == {printable(f"{folder}/{name}") for name in names}
     for name in names:
-        assert predict.printable(f"{folder}/{name} ") in printed.out
-        assert f"{predict.printable(f'{folder}/bad {name}')}  left out: cannot identify image file" in printed.err
+        assert printable(f"{folder}/{name} ") in printed.out
+        assert f"{printable(f'{folder}/bad {name}')}  left out: cannot identify image file" in printed.err
     record_property("times", 2 * len(names))
 
 

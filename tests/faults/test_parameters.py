@@ -107,7 +107,7 @@ def test_bad_words(command, name, record_property):
         "Step4",
         "mnist ",
         "step",
-        "step5",
+        "step0",
         "cuda:0",
         "2",
         "-1",

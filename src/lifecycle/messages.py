@@ -1,0 +1,15 @@
+"""What is said of a name or of an error, made fit to be read by anyone."""
+
+import re
+
+CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")  # of an address: user:password@
+
+
+def printable(text: str) -> str:
+    """A name or a message as one line that any terminal, table and JSON takes: what else is in it is escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def without_credentials(text: str) -> str:
+    """The text with the user and the password taken out of the addresses in it."""
+    return CREDENTIALS.sub("", text)

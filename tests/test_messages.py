@@ -1,0 +1,25 @@
+"""Messages are one line, and keep passwords to themselves."""
+
+import pytest
+
+from src.lifecycle.messages import printable, without_credentials
+
+
+def test_a_message_is_one_printable_line():
+    assert printable("a\tb\nc\x1b[1m é 7") == "a\\tb\\nc\\x1b[1m é 7"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://user:secret@host:5000/api failed", "http://host:5000/api failed"),
+        (
+            "at postgresql+psycopg2://user:s@cret@host/db and http://a:b@c",
+            "at postgresql+psycopg2://host/db and http://c",
+        ),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+        ("http://host/path x@y", "http://host/path x@y"),
+    ],
+)
+def test_credentials_are_left_out(text, shown):
+    assert without_credentials(text) == shown
