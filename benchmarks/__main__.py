@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import epoch, overhead, serving, target
 from src.lifecycle import store
-from src.lifecycle.provenance import machine, versions
+from src.lifecycle.provenance import code_digest, machine, versions
 
 PARTS = {"epoch": epoch.measure, "target": target.measure, "overhead": overhead.measure, "serving": serving.measure}
 RESULT = Path(__file__).parents[1] / "results" / "benchmark.json"
@@ -27,9 +27,9 @@ def main(parts: tuple[str, ...], repeats: int, keep: bool) -> None:
         measured = PARTS[part](repeats)
         if keep:
             kept = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-            same = {"machine": machine(torch.device("cpu")), "versions": versions()}
+            same = {"machine": machine(torch.device("cpu")), "versions": versions(), "code": code_digest("step4")}
             if any(kept.get(name) != value for name, value in same.items()):
-                kept = {}  # figures of another machine are not mixed with this one's
+                kept = {}  # figures of another machine, or of other code, are not mixed with this one's
             RESULT.write_text(json.dumps(kept | measured | same, indent=1) + "\n")
             click.echo(f"kept in {RESULT}")
 

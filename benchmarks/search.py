@@ -124,7 +124,18 @@ CANDIDATES = {
     "wide, decayed, 12 epochs": decayed(WIDE, epochs=12),
     "wide, decayed, 12 epochs, label smoothing": decayed(WIDE, epochs=12, label_smoothing=0.1),
     "wide, decayed, 12 epochs, lr 0.5": decayed(WIDE, epochs=12, lr=0.5),
-    "wide, decayed, 12 epochs, late peak": decayed(WIDE, epochs=12, rise=0.4),
+    "wide, decayed, 12 epochs, lr 0.2": decayed(WIDE, epochs=12, lr=0.2),
+    "wide, decayed, 12 epochs, lr 0.2, averaging 1": decayed(WIDE, epochs=12, lr=0.2, averaging=1.0),
+    "wide, decayed, 12 epochs, lr 0.15": decayed(WIDE, epochs=12, lr=0.15),
+    "wide, decayed, 12 epochs, lr 0.15, averaging 1": decayed(WIDE, epochs=12, lr=0.15, averaging=1.0),
+    "wide, decayed, again": decayed(WIDE),
+    "wide, decayed, averaging 1": decayed(WIDE, averaging=1.0),
+    "wide, decayed, lr 0.2": decayed(WIDE, lr=0.2),
+    "wide, decayed, lr 0.2, averaging 1": decayed(WIDE, lr=0.2, averaging=1.0),
+    "wide, decayed, lr 0.15": decayed(WIDE, lr=0.15),
+    "wide, decayed, lr 0.15, averaging 1": decayed(WIDE, lr=0.15, averaging=1.0),
+    "wide, decayed, lr 0.1": decayed(WIDE, lr=0.1),
+    "wide, decayed, lr 0.1, averaging 1": decayed(WIDE, lr=0.1, averaging=1.0),
 }
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import statistics
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_calls_a_second(monkeypatch):
 def test_a_kept_benchmark_says_what_it_was_measured_on():
     kept = json.loads((ROOT / "results" / "benchmark.json").read_text())
     for name in ("epoch_speedup", "time_to_target_speedup", "overhead_seconds"):
-        assert len(kept[name]["repeats"]) >= 1
-        assert kept[name]["median"] > 0
+        assert kept[name]["median"] == statistics.median(kept[name]["repeats"])
     assert kept["machine"]
     assert kept["versions"]["torch"]
+    assert kept["code"]
