@@ -1,5 +1,5 @@
 # make step4 and make test set everything up by themselves; PYTHON chooses another interpreter,
-# ARGS is handed on: make step4 ARGS='-P seed=1'
+# ARGS is handed on: make step4 ARGS='-P seed=1'; make predict IMAGES=folder labels image files
 PYTHON ?= python3
 BIN := .venv/bin
 STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
@@ -26,7 +26,7 @@ $(STEPS) all compare repeat promote rollback: store
 	mlflow run . -e $@ --env-manager local $(ARGS)
 
 predict: store
-	mlflow run . -e predict --env-manager local -P images='$(IMAGES)'
+	mlflow run . -e predict --env-manager local -P images='$(IMAGES)' $(ARGS)
 
 # Without the dozen processes that wait for jobs, of which this project has none.
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
@@ -42,7 +42,7 @@ test: setup
 	pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 quick: setup
-	pytest -m "not slow"
+	pytest -m "not slow" $(ARGS)
 
 faults: setup
 	pytest -n auto --dist load -m fault --tries 4 --write-table $(ARGS)
