@@ -29,7 +29,7 @@ def main(parts: tuple[str, ...], repeats: int, keep: bool) -> None:
             kept = json.loads(RESULT.read_text()) if RESULT.exists() else {}
             same = {"machine": machine(torch.device("cpu")), "versions": versions(), "code": code_digest("step4")}
             if any(kept.get(name) != value for name, value in same.items()):
-                kept = {}  # figures of another machine, or of other code, are not mixed with this one's
+                kept = {}  # what was measured on another machine, or of a training of other code, goes
             RESULT.write_text(json.dumps(kept | measured | same, indent=1) + "\n")
             click.echo(f"kept in {RESULT}")
 

@@ -233,8 +233,8 @@ def change_champion(
 @option("epochs", type=Number(whole=True, low=1), help="length of the runs  [default: the recipe's]")
 def record_results(step: str, epochs: int | None) -> None:
     store.connect()
-    full = load_step(step).RECIPE.epochs
-    file, left_out = records.write(step, epochs or full, full)
+    recipe = load_step(step).RECIPE
+    file, left_out = records.write(step, recipe, epochs or recipe.epochs)
     click.echo(f"{file}: the newest run of each seed; left out: {left_out}")
 
 

@@ -19,6 +19,8 @@ def test_a_message_is_one_printable_line():
         ),
         ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
         ("http://host/path x@y", "http://host/path x@y"),
+        ("mysql://host/db?user=me&password=s@cret&charset=utf8", "mysql://host/db?user=me&password=&charset=utf8"),
+        ("http://host?mail=me@work", "http://host?mail=me@work"),
     ],
 )
 def test_credentials_are_left_out(text, shown):

@@ -1,22 +1,27 @@
 """Records come from finished runs alone, and the README and the docstrings from the records."""
 
 import json
+from dataclasses import asdict, replace
 
 import mlflow
 import pytest
 from conftest import ROOT
 
 from src.commands import STEPS
+from src.learning.recipe import Recipe
 from src.lifecycle import records
+
+RECIPE = Recipe(epochs=2)
 
 
 def finished_run(
-    seed, accuracies, *, epochs=None, dataset="mnist", validation=0, status="FINISHED", lr="0.01", code="a", commit="c0"
+    seed, accuracies, *, epochs=None, dataset="mnist", validation=0, status="FINISHED", lr=0.01, code="a", commit="c0"
 ):
     with mlflow.start_run() as run:
         mlflow.set_tags({"step": "step2", "dataset.digest": "abc", "machine": "2 × CPU", "versions.torch": "2"})
         mlflow.set_tags({"mlflow.source.git.commit": commit, "code.digest": code})
-        mlflow.log_params({"recipe.lr": lr, "recipe.epochs": epochs or len(accuracies), "recipe.nesterov": False})
+        recipe = replace(RECIPE, lr=lr, epochs=epochs or len(accuracies))
+        mlflow.log_params({f"recipe.{name}": value for name, value in asdict(recipe).items()})
         mlflow.log_params({"run.seed": seed, "run.dataset": dataset, "run.validation": validation, "run.threads": 2})
         mlflow.log_metric("parameters", 12_584)
         for epoch, accuracy in enumerate(accuracies, start=1):
@@ -39,14 +44,14 @@ def test_the_newest_finished_full_run_of_each_seed(store, folder):
     finished_run(3, [1.0, 1.0], dataset="digits")
     finished_run(4, [1.0, 1.0], validation=5000)
     finished_run(5, [1.0])  # shorter
-    file, left_out = records.write("step2", epochs=2, full=2)
+    file, left_out = records.write("step2", RECIPE, epochs=2)
     record = json.loads(file.read_text())
     assert (file, left_out) == (folder / "step2.json", 1)
     assert record == {
         "step": "step2",
         "parameters": 12_584,
         "dataset_digest": "abc",
-        "recipe": {"epochs": 2, "lr": 0.01, "nesterov": False},
+        "recipe": asdict(RECIPE),
         "versions": {"torch": "2"},
         "machine": "2 × CPU",
         "threads": 2,
@@ -61,24 +66,26 @@ def test_the_newest_finished_full_run_of_each_seed(store, folder):
 
 def test_a_short_run_never_goes_by_the_full_ones_name(store, folder):
     finished_run(0, [98.0, 98.5])
-    assert records.write("step2", epochs=2, full=20)[0].name == "step2-2-epochs.json"
+    assert records.write("step2", replace(RECIPE, epochs=20), epochs=2)[0].name == "step2-2-epochs.json"
     assert records.read("step2") is None
 
 
-@pytest.mark.parametrize("other", [{"lr": "0.02"}, {"code": "b"}])
-def test_runs_of_another_kind_than_the_newest_are_left_out(store, folder, other):
-    finished_run(0, [98.0], **other)
-    finished_run(1, [98.0], **other)
+def test_runs_of_other_code_or_with_another_recipe_are_left_out(store, folder):
+    finished_run(0, [98.0], code="b")
+    finished_run(1, [98.0], code="b")
     finished_run(1, [98.5])
     finished_run(2, [98.5], commit="another, in which this code is the same")
-    file, left_out = records.write("step2", epochs=1, full=1)
+    finished_run(3, [98.0], lr=0.02)  # the newest
+    file, left_out = records.write("step2", replace(RECIPE, epochs=1), epochs=1)
     assert [run["seed"] for run in json.loads(file.read_text())["runs"]] == [1, 2]
     assert left_out == 2
 
 
 def test_nothing_to_record(store, folder):
-    with pytest.raises(records.RecordError, match="the store has no finished MNIST run of it with 20 epochs"):
-        records.write("step2", epochs=20, full=20)
+    with pytest.raises(
+        records.RecordError, match="the store has no finished MNIST run of it with its recipe and 20 epochs"
+    ):
+        records.write("step2", RECIPE, epochs=20)
 
 
 def test_figures():

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -120,6 +121,7 @@ def test_the_result_in_the_docstring_is_the_measured_one(name):
         assert result.startswith("not measured in full yet")
     else:
         assert result == records.sentence(record)
+        assert record["recipe"] == asdict(step(name).RECIPE)
 
 
 def test_another_step_is_one_file_and_one_entry(tmp_path):

@@ -46,18 +46,17 @@ def _batch_norm(layer: nn.BatchNorm2d, values: Tensor) -> Tensor:
         values = _channels_last(values)
     elif _large(values) and _usual(layer, values):
         layer.num_batches_tracked += 1
-        return _BatchNormOfRows.apply(
-            _channels_last(values),
-            *(layer.weight, layer.bias, layer.running_mean, layer.running_var, layer.momentum, layer.eps),
-        )
+        statistics = layer.running_mean, layer.running_var, layer.momentum
+        rows = _BatchNormOfRows.apply(_rows(values), layer.weight, layer.bias, *statistics, layer.eps)
+        return _maps(rows, values.shape)
     elif not values.is_contiguous():
         values = _ChannelsApart.apply(values)
     return nn.BatchNorm2d.forward(layer, values)
 
 
 def _usual(layer: nn.BatchNorm2d, values: Tensor) -> bool:
-    tracked = layer.track_running_stats and layer.momentum is not None
-    return layer.affine and tracked and values.dtype == layer.weight.dtype and len(values) > 0
+    tracked = layer.track_running_stats and layer.num_batches_tracked is not None and layer.momentum is not None
+    return layer.affine and tracked and values.dtype == layer.weight.dtype and values.numel() > 0
 
 
 def _large(values: Tensor) -> bool:
@@ -85,14 +84,13 @@ class _ChannelsApart(torch.autograd.Function):
 
 
 class _BatchNormOfRows(torch.autograd.Function):
-    """Batch normalisation of channels-last maps, a row of them as one long vector: (N, C, H, W) as (N·H, W·C).
+    """Batch normalisation of channels-last maps, a row of them as one long vector: (N·H, W·C) of (N, C, H, W).
 
     The formulas are those of Ioffe and Szegedy, "Batch Normalization" (2015), section 3.
     """
 
     @staticmethod
-    def forward(ctx, values, weight, bias, running_mean, running_var, momentum, eps) -> Tensor:
-        rows = _rows(values)
+    def forward(ctx, rows, weight, bias, running_mean, running_var, momentum, eps) -> Tensor:
         mean = _channel_means(rows, len(weight))
         centred = rows - _row_of(mean, rows)
         variance = _channel_means(centred.square(), len(weight))
@@ -101,23 +99,23 @@ class _BatchNormOfRows(torch.autograd.Function):
         running_var.lerp_(variance * (count / (count - 1)), momentum)
         scale = (variance + eps).rsqrt()
         ctx.save_for_backward(centred, weight, scale)
-        return _maps(torch.addcmul(_row_of(bias, rows), centred, _row_of(scale * weight, rows)), values.shape)
+        return torch.addcmul(_row_of(bias, rows), centred, _row_of(scale * weight, rows))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         centred, weight, scale = ctx.saved_tensors
-        rows = _rows(gradient)
-        count = rows.numel() // len(weight)
-        mean = _channel_means(rows, len(weight))
-        mean_product = _channel_means(rows * centred, len(weight)) * scale  # with the normalised values
+        count = gradient.numel() // len(weight)
+        mean = _channel_means(gradient, len(weight))
+        mean_product = _channel_means(gradient * centred, len(weight)) * scale  # with the normalised values
         slope = scale * weight
-        change = torch.addcmul(_row_of(-slope * mean, rows), rows, _row_of(slope, rows))
-        change.addcmul_(centred, _row_of(-slope * scale * mean_product, rows))
-        return _maps(change, gradient.shape), mean_product * count, mean * count, None, None, None, None
+        change = torch.addcmul(_row_of(-slope * mean, gradient), gradient, _row_of(slope, gradient))
+        change.addcmul_(centred, _row_of(-slope * scale * mean_product, gradient))
+        return change, mean_product * count, mean * count, None, None, None, None
 
 
 def _rows(maps: Tensor) -> Tensor:
+    """(N·H, W·C) of (N, C, H, W): a view of channels-last maps, a copy of others."""
     return maps.permute(0, 2, 3, 1).reshape(len(maps) * maps.shape[2], -1)
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")  # of an address: user:password@
+CREDENTIALS = re.compile(r"(?<=://)[^/?\s]+@|(?<=password=)[^&\s]+")  # of an address: user:password@, ?password=
 
 
 def printable(text: str) -> str:

@@ -4,13 +4,14 @@ import ast
 import contextlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, stdev
 
 import mlflow
 from mlflow.entities import Run
 
-from src.learning.recipe import Target
+from src.learning.recipe import Recipe, Target
 from src.lifecycle import gate, report
 from src.lifecycle.provenance import ROOT
 from src.lifecycle.repeat import rate_line
@@ -24,28 +25,32 @@ class RecordError(Exception):
     """The store has nothing to record."""
 
 
-def write(step: str, epochs: int, full: int) -> tuple[Path, int]:
-    """Record the step's finished MNIST runs of that many epochs, the newest of each seed, and count those left out.
+def write(step: str, recipe: Recipe, epochs: int) -> tuple[Path, int]:
+    """Record the step's finished MNIST runs with its recipe and that many epochs, the newest of each seed.
 
-    Left out are runs on a validation slice, and runs that differ from the newest in code, recipe, data, versions,
-    machine or threads. Runs shorter than the recipe's `full` length go into a file that says so. Raises RecordError
-    when there is none.
+    Runs that differ from the newest in code, data, versions, machine or threads are left out; their number is returned
+    with the file, and that of older runs of the same seeds in it. Runs shorter than the recipe go into a file that
+    says so. Raises RecordError when there is none.
     """
+    wanted = {f"recipe.{name}": str(value) for name, value in asdict(replace(recipe, epochs=epochs)).items()}
     found = mlflow.search_runs(
         filter_string=f"tags.step = '{step}' and attributes.status = 'FINISHED' and params.`run.dataset` = 'mnist' "
-        f"and params.`run.validation` = '0' and params.`recipe.epochs` = '{epochs}'",
+        "and params.`run.validation` = '0'",
         order_by=["attributes.start_time DESC"],
         search_all_experiments=True,
         output_format="list",
     )
+    found = [run for run in found if run.data.params.items() >= wanted.items()]
     if not found:
-        raise RecordError(f"step is {step!r}: the store has no finished MNIST run of it with {epochs} epochs")
-    newest = {}
+        raise RecordError(
+            f"step is {step!r}: the store has no finished MNIST run of it with its recipe and {epochs} epochs"
+        )
+    newest, kind = {}, _kind(step, found[0])
     for run in found:
-        if _kind(step, run) == _kind(step, found[0]):
+        if _kind(step, run) == kind:
             newest.setdefault(int(run.data.params["run.seed"]), run)
     record = of(step, newest)
-    file = FOLDER / (f"{step}.json" if epochs == full else f"{step}-{epochs}-epochs.json")
+    file = FOLDER / (f"{step}.json" if epochs == recipe.epochs else f"{step}-{epochs}-epochs.json")
     file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return file, len(found) - len(newest)
 
