@@ -60,7 +60,7 @@ def adapted(block: str) -> str:
     block = re.sub(r"^make (test|all)\b", r"make --dry-run \1", block, flags=re.M)  # test_side_by_side runs them all
     block = re.sub(r"^(mlflow (ui|server))\b", r"\1 --workers 1", block, flags=re.M)
     block = re.sub(r'^(make step3 ARGS=".*)"$', r'\1 -P epochs=2"', block, flags=re.M)
-    block = re.sub(r"^make (step\d)$", r'make \1 ARGS="-P dataset=digits -P epochs=2"', block, flags=re.M)
+    block = re.sub(r"^make (step\d)$", r'make \1 ARGS="-P dataset=digits"', block, flags=re.M)
     block = block.replace("-P seeds=10", "-P seeds=2")
     block = re.sub(r"^(.*mlflow run \. -e (promote|rollback) .*)$", r"\1 -P model=digits-cnn", block, flags=re.M)
     return re.sub(r"^(.*mlflow run \. -e (step\d|repeat) .*)$", r"\1 -P dataset=digits -P epochs=2", block, flags=re.M)
