@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -18,7 +19,6 @@ from platformdirs import user_cache_path
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision import datasets
 from tqdm import tqdm
 
 from src.learning.files import write_whole
@@ -164,11 +164,13 @@ def _download(root: Path) -> None:
     try:
         if _is_complete(raw):
             return  # nothing is written: the folder may be read-only
+        from torchvision.datasets import MNIST  # here, as that takes seconds which only a download is worth
+
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / "download.lock"):
             if _is_complete(raw):
                 return  # another process was faster
-            fetched = {Path(archive).stem: _fetch(archive, md5) for archive, md5 in datasets.MNIST.resources}
+            fetched = {Path(archive).stem: _fetch(archive, md5, MNIST.mirrors) for archive, md5 in MNIST.resources}
             for file, content in fetched.items():
                 (raw / file).unlink(missing_ok=True)  # whole or not, it must not take its room twice
                 write_whole(raw / file, gzip.decompress(content))
@@ -186,10 +188,10 @@ def _is_complete(raw: Path) -> bool:
     return all((raw / file).exists() for file in MNIST_SHA256)
 
 
-def _fetch(archive: str, md5: str) -> bytes:
-    """One of MNIST's archives, from the first mirror that has it as it should be."""
+def _fetch(archive: str, md5: str, mirrors: Sequence[str]) -> bytes:
+    """One of MNIST's archives, from the first mirror that has it as it should be; MNIST_MIRROR comes first."""
     reasons = []
-    for mirror in filter(None, [os.environ.get(MIRROR_VARIABLE), *datasets.MNIST.mirrors]):
+    for mirror in filter(None, [os.environ.get(MIRROR_VARIABLE), *mirrors]):
         url = f"{mirror.rstrip('/')}/{archive}"
         try:
             content = _read(url)
