@@ -178,7 +178,7 @@ def test_nothing_to_roll_back_to(store, digits):
         registry.promote("1", digits, why="by hand")
 
 
-def test_what_does_not_answer_as_it_should_is_not_promoted(store, near, tracked, trained, digits):
+def test_what_does_not_answer_as_it_should_is_not_promoted(store, tracked, trained, digits):
     run_id, verdict, model, evaluation = tracked
     doctored = replace(evaluation, probabilities=evaluation.probabilities.roll(1, dims=1))
     with pytest.raises(registry.VerificationError, match=r"has \d+\.\d\d % when reloaded, and had .* when logged"):

@@ -69,5 +69,5 @@ def test_processes_that_start_together_make_one_database(tmp_path):
     code = "from src.lifecycle import store; store.connect()"
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
-    started = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    started = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in started] == [0, 0, 0]
