@@ -128,7 +128,7 @@ CANDIDATES = {
     "wide, decayed, 12 epochs, lr 0.2, averaging 1": decayed(WIDE, epochs=12, lr=0.2, averaging=1.0),
     "wide, decayed, 12 epochs, lr 0.15": decayed(WIDE, epochs=12, lr=0.15),
     "wide, decayed, 12 epochs, lr 0.15, averaging 1": decayed(WIDE, epochs=12, lr=0.15, averaging=1.0),
-    "wide, decayed, again": decayed(WIDE),
+    "wide, decayed, again": decayed(WIDE),  # once training's sums were ordered otherwise
     "wide, decayed, averaging 1": decayed(WIDE, averaging=1.0),
     "wide, decayed, lr 0.2": decayed(WIDE, lr=0.2),
     "wide, decayed, lr 0.2, averaging 1": decayed(WIDE, lr=0.2, averaging=1.0),

@@ -30,7 +30,7 @@ from src.lifecycle import (
     store,
     tracking,
 )
-from src.lifecycle.messages import printable, without_credentials
+from src.lifecycle.messages import one_line, printable
 from src.options import DEFAULTS, Number, option, reuse_option, seed_option, training_options, validation_option
 
 CHECKPOINTS = Path("checkpoints")
@@ -337,7 +337,7 @@ def finish(
 ) -> None:
     """What follows the last epoch."""
     classifier, history = training.result.cpu(), training.history  # where its export will answer
-    evaluation = evaluate(classifier, loaded.test_images, loaded.test_labels)  # by the kernels that the export has
+    evaluation = evaluate(classifier, loaded.test_images, loaded.test_labels)
     verdict = gate.judge(history, classifier.parameters_count, goal)
     model = tracking.log_end(
         classifier=classifier,
@@ -395,7 +395,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def fail(code: int, message: str) -> None:
-    message = printable(without_credentials(" ".join(message.split())))
+    message = printable(one_line(message))
     if len(message) > LINE:
         message = f"{message[: LINE // 2]} … {message[-LINE // 2 :]}"
     click.echo(f"error: {message}", err=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.lifecycle.messages import printable, without_credentials
+from src.lifecycle.messages import one_line, printable
 
 
 def test_a_message_is_one_printable_line():
@@ -19,9 +19,10 @@ def test_a_message_is_one_printable_line():
         ),
         ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
         ("http://host/path x@y", "http://host/path x@y"),
+        ("several\n  lines", "several lines"),
         ("mysql://host/db?user=me&password=s@cret&charset=utf8", "mysql://host/db?user=me&password=&charset=utf8"),
         ("http://host?mail=me@work", "http://host?mail=me@work"),
     ],
 )
 def test_credentials_are_left_out(text, shown):
-    assert without_credentials(text) == shown
+    assert one_line(text) == shown

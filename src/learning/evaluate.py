@@ -48,7 +48,7 @@ def percent(correct: int | Tensor, count: int) -> float:
 
 @torch.inference_mode()
 def evaluate(classifier: Classifier, images: Tensor, labels: Tensor) -> Evaluation:
-    """Ask the classifier, in evaluation mode, about every image.
+    """Ask the classifier, in evaluation mode, about every image, by the kernels that its export will have: torch's own.
 
     Args:
         classifier: its mode is left as it was found.

@@ -64,11 +64,8 @@ def _large(values: Tensor) -> bool:
 
 
 def _channels_last(values: Tensor) -> Tensor:
-    if values.stride(1) == 1:
-        return values
     # `contiguous(memory_format=…)` would leave one channel as it is, and what follows would not be channels-last.
-    count, channels, height, width = values.shape
-    return values.permute(0, 2, 3, 1).flatten().view(count, height, width, channels).permute(0, 3, 1, 2)
+    return values if values.stride(1) == 1 else _maps(_rows(values), values.shape)
 
 
 class _ChannelsApart(torch.autograd.Function):
@@ -116,7 +113,8 @@ class _BatchNormOfRows(torch.autograd.Function):
 
 def _rows(maps: Tensor) -> Tensor:
     """(N·H, W·C) of (N, C, H, W): a view of channels-last maps, a copy of others."""
-    return maps.permute(0, 2, 3, 1).reshape(len(maps) * maps.shape[2], -1)
+    count, channels, height, width = maps.shape
+    return maps.permute(0, 2, 3, 1).reshape(count * height, width * channels)
 
 
 def _maps(rows: Tensor, shape: torch.Size) -> Tensor:

@@ -146,7 +146,7 @@ def fit(training: Training, recipe: Recipe, dataset: Dataset) -> Iterator[dict[s
                     mean_loss = finite_mean(losses, epoch)
                     bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{percent(correct, seen):.2f} %", refresh=False)
         trained = time.perf_counter()
-        evaluation = evaluate(training.result, test_images, test_labels)  # by the kernels that its export will have
+        evaluation = evaluate(training.result, test_images, test_labels)
         row = {
             "epoch": epoch,
             "train_loss": mean_loss,

@@ -10,6 +10,6 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
-def without_credentials(text: str) -> str:
-    """The text with the user and the password taken out of the addresses in it."""
-    return CREDENTIALS.sub("", text)
+def one_line(message: str) -> str:
+    """The message as one line, with the user and the password taken out of the addresses in it."""
+    return CREDENTIALS.sub("", " ".join(message.split()))

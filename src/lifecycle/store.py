@@ -19,7 +19,7 @@ from sqlalchemy.pool import Pool
 
 from src import process
 from src.lifecycle import database
-from src.lifecycle.messages import without_credentials
+from src.lifecycle.messages import one_line
 from src.lifecycle.provenance import ROOT
 
 # A query that is cut off keeps SQLite's file locked while its traceback lives, also to what would close the run.
@@ -132,4 +132,4 @@ def note_error(message: str, run_id: str | None = None) -> None:
     """Leave the message on the run, or on the one that `mlflow run` has opened and nothing has taken over yet."""
     if run_id := run_id or os.environ.get("MLFLOW_RUN_ID"):
         with contextlib.suppress(Exception), impatient():  # the store itself may be what failed
-            mlflow.MlflowClient().set_tag(run_id, "error", without_credentials(" ".join(message.split())))
+            mlflow.MlflowClient().set_tag(run_id, "error", one_line(message))
