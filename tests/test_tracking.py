@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import threading
 
 import mlflow
 import numpy as np
@@ -40,6 +41,31 @@ def track(trained, dataset, seed=7):
 @pytest.fixture
 def tracked(store, trained, digits):
     return track(trained, digits)
+
+
+def test_runs_that_bring_the_same_dataset_at_once_take_turns(store, digits, monkeypatch):
+    met = threading.Event()
+    together = threading.Barrier(2, action=met.set)
+    log_input = mlflow.log_input
+
+    def watched(*given, **named):
+        with contextlib.suppress(threading.BrokenBarrierError):  # nobody else comes here meanwhile
+            together.wait(timeout=2)
+        return log_input(*given, **named)
+
+    def begin():
+        with mlflow.start_run():
+            tracking.log_dataset(digits)
+
+    monkeypatch.setattr(mlflow, "log_input", watched)
+    threads = [threading.Thread(target=begin) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together.broken
+    assert not met.is_set()
+    assert [len(run.inputs.dataset_inputs) for run in store.search_runs(["0"])] == [2, 2]
 
 
 @pytest.mark.slow

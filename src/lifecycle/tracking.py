@@ -117,6 +117,13 @@ def log_start(
     mlflow.log_params({"run.seed": seed, "run.dataset": dataset.name, "run.validation": validation})
     mlflow.log_params({"run.device": device.type, "run.threads": torch.get_num_threads()})
     mlflow.set_tags({**same, "machine": machine(device)})
+    log_dataset(dataset)
+    mlflow.log_text(layer_table(classifier.network), "model_summary.txt")
+    mlflow.log_metric("parameters", classifier.parameters_count)
+
+
+def log_dataset(dataset: Dataset) -> None:
+    """The images that the run learns from and is measured on."""
     for context, images, labels in (
         ("training", dataset.train_images, dataset.train_labels),
         (dataset.split, dataset.test_images, dataset.test_labels),
@@ -129,9 +136,8 @@ def log_start(
             name=f"{dataset.name} {context}",
             digest=dataset.digest,
         )
-        mlflow.log_input(entry, context=context)
-    mlflow.log_text(layer_table(classifier.network), "model_summary.txt")
-    mlflow.log_metric("parameters", classifier.parameters_count)
+        with store.turn("datasets"):  # of two runs that bring the same one at once, MLflow would refuse one
+            mlflow.log_input(entry, context=context)
 
 
 def log_epoch(row: Mapping[str, float]) -> None:
