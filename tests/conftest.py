@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import fault_table
@@ -110,6 +111,33 @@ def train_small(dataset, recipe=SMALL_RECIPE, seed=0, dropout=0.1):
 def trained(digits):
     """The small network, trained on the digits."""
     return train_small(digits)
+
+
+def watch_turns(monkeypatch, owner, call):
+    """Whoever makes the call waits a while for another who makes it; returns what tells that nobody came, and who met.
+
+    Returns: the barrier, broken when somebody waited in vain, and the event that two have met.
+    """
+    met = threading.Event()
+    together = threading.Barrier(2, action=met.set)
+    function = getattr(owner, call)
+
+    def watched(*given, **named):
+        with contextlib.suppress(threading.BrokenBarrierError):  # nobody else comes here meanwhile
+            together.wait(timeout=2)
+        return function(*given, **named)
+
+    monkeypatch.setattr(owner, call, watched)
+    return together, met
+
+
+def at_once(*tasks):
+    """Run the tasks, each in a thread of its own."""
+    threads = [threading.Thread(target=task) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def copy_project(folder: Path) -> Path:

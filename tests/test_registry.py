@@ -1,15 +1,14 @@
 """Registration, verification, promotion and rollback in a real registry."""
 
-import contextlib
 import getpass
-import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
-from conftest import SMALL_RECIPE, train_small
+from conftest import SMALL_RECIPE, at_once, train_small, watch_turns
 from mlflow import MlflowClient
 from test_tracking import track
 
@@ -234,28 +233,16 @@ def test_a_registration_that_was_cut_off_is_finished_by_the_same_run(
 @pytest.mark.parametrize(("owner", "call"), [(registry, "ask"), (MlflowClient, "set_registered_model_alias")])
 def test_two_challengers_at_a_time_take_turns(store, tracked, trained, digits, monkeypatch, owner, call):
     """Each is registered alone, and compared with the champion that the other has left, as the trail shows."""
-    asked, met = [], threading.Event()
-    together = threading.Barrier(2, action=met.set)
+    asked = []
 
     def ask(models, images):
         asked.append(models)
         return np.stack([verify.answers(verify.load(model), images) for model in models])
 
     monkeypatch.setattr(registry, "ask", ask)
-    function = getattr(owner, call)
-
-    def watched(*given):
-        with contextlib.suppress(threading.BrokenBarrierError):  # nobody else comes here meanwhile
-            together.wait(timeout=2)
-        return function(*given)
-
-    monkeypatch.setattr(owner, call, watched)
+    together, met = watch_turns(monkeypatch, owner, call)
     both = [tracked, track(trained, digits)]
-    threads = [threading.Thread(target=register, args=(one, digits)) for one in both]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*(partial(register, one, digits) for one in both))
     assert together.broken
     assert not met.is_set()
     assert [len(models) for models in asked] == [1, 2]

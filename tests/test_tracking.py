@@ -3,14 +3,13 @@
 import contextlib
 import io
 import json
-import threading
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_RECIPE
+from conftest import SMALL_RECIPE, at_once, watch_turns
 
 from src import process
 from src.learning.evaluate import evaluate
@@ -44,25 +43,12 @@ def tracked(store, trained, digits):
 
 
 def test_runs_that_bring_the_same_dataset_at_once_take_turns(store, digits, monkeypatch):
-    met = threading.Event()
-    together = threading.Barrier(2, action=met.set)
-    log_input = mlflow.log_input
-
-    def watched(*given, **named):
-        with contextlib.suppress(threading.BrokenBarrierError):  # nobody else comes here meanwhile
-            together.wait(timeout=2)
-        return log_input(*given, **named)
-
     def begin():
         with mlflow.start_run():
             tracking.log_dataset(digits)
 
-    monkeypatch.setattr(mlflow, "log_input", watched)
-    threads = [threading.Thread(target=begin) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together, met = watch_turns(monkeypatch, mlflow, "log_input")
+    at_once(begin, begin)
     assert together.broken
     assert not met.is_set()
     assert [len(run.inputs.dataset_inputs) for run in store.search_runs(["0"])] == [2, 2]
