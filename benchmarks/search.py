@@ -14,11 +14,13 @@ from pathlib import Path
 from statistics import mean, median
 
 import click
+import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from src.learning import data, train
+from src.learning.evaluate import evaluate
 from src.learning.recipe import Recipe
 from src.lifecycle.records import spread
 
@@ -30,11 +32,14 @@ class Shape(nn.Module):
     """The study's shape: 3×3 convolutions on large maps, one pool, 3×3 convolutions down to a 4×4 map, its average.
 
     `first`: channels before the pool, the last of them by a 1×1 convolution (0: none); `then`: channels after it;
-    `mix`: whether a 1×1 convolution makes the logits of the average, or the last 3×3 convolution does.
+    `mix`: whether a 1×1 convolution makes the logits of the average, or the last 3×3 convolution does; `weigh`: the
+    4×4 map is not averaged but weighted, by weights of each channel's own; `views`: shifts in pixels (down, right),
+    whose logits are averaged in evaluation.
     """
 
-    def __init__(self, first: tuple[int, ...], then: tuple[int, ...], mix: bool = True):
+    def __init__(self, first: tuple[int, ...], then: tuple[int, ...], mix: bool = True, weigh: bool = False):
         super().__init__()
+        self.views = VIEWS[ONE]
         *threes, one = first
         layers = []
 
@@ -48,14 +53,26 @@ class Shape(nn.Module):
         layers.append(nn.MaxPool2d(2))
         for before, after in pairwise((one or threes[-1], *then)):
             block(before, after)
+        if not mix:
+            del layers[-2:]
+        layers.append(nn.Conv2d(then[-1], then[-1], 4, groups=then[-1], bias=False) if weigh else nn.AvgPool2d(4))
         if mix:
-            layers += [nn.AvgPool2d(4), nn.Conv2d(then[-1], 10, 1, bias=False)]
-        else:
-            layers[-2:] = [nn.AvgPool2d(4)]
+            layers.append(nn.Conv2d(then[-1], 10, 1, bias=False))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images).flatten(1)  # (N, 10) logits
+        if self.training:
+            return self.layers(images).flatten(1)  # (N, 10) logits
+        views = [self.layers(images.roll(shift, (2, 3))) for shift in self.views]  # around a blank border
+        return torch.stack(views).mean(0).flatten(1)
+
+
+ONE = "one view"
+VIEWS = {
+    ONE: ((0, 0),),
+    "five views": ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)),
+    "nine views": tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)),
+}
 
 
 RECIPE = Recipe(
@@ -76,22 +93,24 @@ class Candidate:
     first: tuple[int, ...]
     then: tuple[int, ...]
     mix: bool = True
+    weigh: bool = False
     recipe: Recipe = RECIPE
 
     def __str__(self) -> str:
         *threes, one = self.first
         before = "→".join(map(str, (1, *threes))) + (f", 1×1→{one}" if one else "")
-        end = "average, 1×1→10" if self.mix else "average"
+        end = ("weights" if self.weigh else "average") + (", 1×1→10" if self.mix else "")
         return ", ".join([before, "pool", "→".join(map(str, self.then)), end])
 
     def network(self) -> Shape:
-        return Shape(self.first, self.then, self.mix)
+        return Shape(self.first, self.then, self.mix, self.weigh)
 
 
 WIDE = Candidate((4, 8, 16), (14, 14, 14, 10))
 TWELVE = Candidate((4, 8, 12), (12, 12, 12, 10))
 BARE = Candidate((4, 8, 0), (12, 12, 12, 10))
 SMALL = Candidate((4, 8, 10), (10, 10, 10, 10))
+WIDER = Candidate((4, 8, 16), (14, 14, 16, 10))
 
 
 def variant(candidate: Candidate, **changes) -> Candidate:
@@ -136,24 +155,34 @@ CANDIDATES = {
     "wide, decayed, lr 0.15, averaging 1": decayed(WIDE, lr=0.15, averaging=1.0),
     "wide, decayed, lr 0.1": decayed(WIDE, lr=0.1),
     "wide, decayed, lr 0.1, averaging 1": decayed(WIDE, lr=0.1, averaging=1.0),
+    "wide, decayed, lr 0.15, again": decayed(WIDE, lr=0.15),  # once images could be viewed more than once
+    "wide, weights": decayed(replace(WIDE, weigh=True), lr=0.15),
+    "wider": decayed(WIDER, lr=0.15),
+    "wide, scale 0.05": decayed(WIDE, lr=0.15, scale=0.05),
+    "small, weights": decayed(replace(SMALL, weigh=True), lr=0.15),
 }
 
 
-def measure(name: str, seed: int, threads: int) -> dict:
-    """Train one candidate with one seed, and return its line."""
+def measure(name: str, seed: int, threads: int) -> list[dict]:
+    """Train one candidate with one seed, and return its lines, one for each way to view the images."""
     candidate = CANDIDATES[name]
     device = train.prepare(seed, "cpu", threads)
     dataset = data.load("mnist").hold_out(SLICE)
     training = train.start(candidate.network(), candidate.recipe, dataset, seed, device)
-    rows = list(train.fit(training, candidate.recipe, dataset))
-    return {
-        "candidate": name,
-        "seed": seed,
-        "parameters": training.classifier.parameters_count,
-        "validation_accuracy": [round(row["validation_accuracy"], 2) for row in rows],
+    rows, accuracies = [], defaultdict(list)
+    for row in train.fit(training, candidate.recipe, dataset):
+        rows.append(row)
+        network = training.result.network
+        for views, network.views in VIEWS.items():
+            accuracy = evaluate(training.result, dataset.test_images, dataset.test_labels).accuracy
+            accuracies[views].append(round(accuracy, 2))
+        network.views = VIEWS[ONE]
+    common = {
         "train_accuracy": [round(row["train_accuracy"], 3) for row in rows],
         "seconds": [round(row["epoch_seconds"], 2) for row in rows],
     }
+    named = {"candidate": name, "seed": seed, "parameters": training.classifier.parameters_count}
+    return [{**named, "views": views, "validation_accuracy": found, **common} for views, found in accuracies.items()]
 
 
 def kept() -> Iterator[dict]:
@@ -171,18 +200,19 @@ def table() -> str:
     ]
     runs = defaultdict(list)
     for line in kept():
-        runs[line["candidate"]].append(line)
-    means = {name: mean(line["validation_accuracy"][-1] for line in found) for name, found in runs.items()}
-    for name in sorted(runs, key=means.get, reverse=True):
-        found, candidate = runs[name], CANDIDATES[name]
+        runs[line["candidate"], line.get("views", ONE)].append(line)
+    means = {key: mean(line["validation_accuracy"][-1] for line in found) for key, found in runs.items()}
+    for name, views in sorted(runs, key=means.get, reverse=True):
+        found, candidate = runs[name, views], CANDIDATES[name]
         final = spread([line["validation_accuracy"][-1] for line in found])
         lowest = spread([min(line["validation_accuracy"][-5:]) for line in found])
         seconds = median(second for line in found for second in line["seconds"])
         changes = [
             f"{field} {value:g}" for field, value in asdict(candidate.recipe).items() if value != getattr(RECIPE, field)
         ]
+        label = name if views == ONE else f"{name}, {views}"
         lines.append(
-            f"| {name} | {candidate} | {found[0]['parameters']:,} | {', '.join(changes) or '–'} | {final} | {lowest} "
+            f"| {label} | {candidate} | {found[0]['parameters']:,} | {', '.join(changes) or '–'} | {final} | {lowest} "
             f"| {len(found)} | {seconds:.1f} |"
         )
     return "\n".join(lines) + "\n"
@@ -202,9 +232,9 @@ def main(seeds: int, jobs: int, show: bool, names: tuple[str, ...]) -> None:
     wanted = [(name, seed) for name in names or CANDIDATES for seed in range(seeds)]
     missing = [pair for pair in wanted if pair not in done]
     lines = Parallel(jobs, return_as="generator_unordered")(delayed(measure)(*pair, 1) for pair in missing)
-    for line in tqdm(lines, total=len(missing), unit="run"):
+    for found in tqdm(lines, total=len(missing), unit="run"):
         with RUNS.open("a") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
 
 
 if __name__ == "__main__":
