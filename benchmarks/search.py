@@ -33,18 +33,25 @@ class Shape(nn.Module):
 
     `first`: channels before the pool, the last of them by a 1×1 convolution (0: none); `then`: channels after it;
     `mix`: whether a 1×1 convolution makes the logits of the average, or the last 3×3 convolution does; `weigh`: the
-    4×4 map is not averaged but weighted, by weights of each channel's own; `views`: shifts in pixels (down, right),
-    whose logits are averaged in evaluation.
+    4×4 map is not averaged but weighted, by weights of each channel's own; `smooth`: SiLU in place of ReLU after the
+    pool; `views`: shifts in pixels (down, right), whose logits are averaged in evaluation.
     """
 
-    def __init__(self, first: tuple[int, ...], then: tuple[int, ...], mix: bool = True, weigh: bool = False):
+    def __init__(
+        self,
+        first: tuple[int, ...],
+        then: tuple[int, ...],
+        mix: bool = True,
+        weigh: bool = False,
+        smooth: bool = False,
+    ):
         super().__init__()
         self.views = VIEWS[ONE]
         *threes, one = first
         layers = []
 
-        def block(before: int, after: int) -> None:
-            layers.extend([nn.Conv2d(before, after, 3, bias=False), nn.BatchNorm2d(after), nn.ReLU()])
+        def block(before: int, after: int, activation: type[nn.Module] = nn.ReLU) -> None:
+            layers.extend([nn.Conv2d(before, after, 3, bias=False), nn.BatchNorm2d(after), activation()])
 
         for before, after in pairwise((1, *threes)):
             block(before, after)
@@ -52,7 +59,7 @@ class Shape(nn.Module):
             layers.append(nn.Conv2d(threes[-1], one, 1, bias=False))
         layers.append(nn.MaxPool2d(2))
         for before, after in pairwise((one or threes[-1], *then)):
-            block(before, after)
+            block(before, after, nn.SiLU if smooth else nn.ReLU)
         if not mix:
             del layers[-2:]
         layers.append(nn.Conv2d(then[-1], then[-1], 4, groups=then[-1], bias=False) if weigh else nn.AvgPool2d(4))
@@ -94,16 +101,19 @@ class Candidate:
     then: tuple[int, ...]
     mix: bool = True
     weigh: bool = False
+    smooth: bool = False
     recipe: Recipe = RECIPE
+    views: tuple[str, ...] = ()  # besides the one, names of VIEWS
 
     def __str__(self) -> str:
         *threes, one = self.first
         before = "→".join(map(str, (1, *threes))) + (f", 1×1→{one}" if one else "")
         end = ("weights" if self.weigh else "average") + (", 1×1→10" if self.mix else "")
-        return ", ".join([before, "pool", "→".join(map(str, self.then)), end])
+        then = "→".join(map(str, self.then)) + (" with SiLU" if self.smooth else "")
+        return ", ".join([before, "pool", then, end])
 
     def network(self) -> Shape:
-        return Shape(self.first, self.then, self.mix, self.weigh)
+        return Shape(self.first, self.then, self.mix, self.weigh, self.smooth)
 
 
 WIDE = Candidate((4, 8, 16), (14, 14, 14, 10))
@@ -155,10 +165,12 @@ CANDIDATES = {
     "wide, decayed, lr 0.15, averaging 1": decayed(WIDE, lr=0.15, averaging=1.0),
     "wide, decayed, lr 0.1": decayed(WIDE, lr=0.1),
     "wide, decayed, lr 0.1, averaging 1": decayed(WIDE, lr=0.1, averaging=1.0),
-    "wide, decayed, lr 0.15, again": decayed(WIDE, lr=0.15),  # once images could be viewed more than once
+    "wide, decayed, lr 0.15, again": replace(decayed(WIDE, lr=0.15), views=("five views", "nine views")),
     "wide, weights": decayed(replace(WIDE, weigh=True), lr=0.15),
     "wider": decayed(WIDER, lr=0.15),
     "wide, scale 0.05": decayed(WIDE, lr=0.15, scale=0.05),
+    "wide, SiLU": decayed(replace(WIDE, smooth=True), lr=0.15),
+    "wide, rotation 5, shift 0.01": decayed(WIDE, lr=0.15, rotation=5, shift=0.01),
     "small, weights": decayed(replace(SMALL, weigh=True), lr=0.15),
 }
 
@@ -172,8 +184,10 @@ def measure(name: str, seed: int, threads: int) -> list[dict]:
     rows, accuracies = [], defaultdict(list)
     for row in train.fit(training, candidate.recipe, dataset):
         rows.append(row)
+        accuracies[ONE].append(round(row["validation_accuracy"], 2))
         network = training.result.network
-        for views, network.views in VIEWS.items():
+        for views in candidate.views:
+            network.views = VIEWS[views]
             accuracy = evaluate(training.result, dataset.test_images, dataset.test_labels).accuracy
             accuracies[views].append(round(accuracy, 2))
         network.views = VIEWS[ONE]
