@@ -1,12 +1,16 @@
 """Training against its own definition: repeatable, blind to the test set, and with the schedules as they are known."""
 
 import math
+import platform
+import subprocess
+import sys
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Small, train_small
+from conftest import ROOT, Small, train_small
 from torch.nn import functional as F
 
 from src.learning import train
@@ -136,6 +140,40 @@ def test_a_validation_slice_goes_by_its_name(some_digits):
     row = train_small(some_digits.hold_out(44), Recipe(epochs=1)).history[0]
     assert "validation_accuracy" in row
     assert "test_accuracy" not in row
+
+
+FAULTS = """
+import resource, torch
+from src.learning import train
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(5 * 2**20)  # 20 MiB: 5,120 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+torch.set_num_threads(1)
+before, _, after = faults(), train.keep_freed_memory(), (faults(), faults())[1]
+print(before, after)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is no glibc here")
+def test_freed_memory_is_kept():
+    done = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 1000
+    assert after < 100
+
+
+def test_an_older_glibc_gets_the_threshold_that_it_takes(monkeypatch):
+    asked = []
+
+    def mallopt(option: int, value: int) -> bool:
+        asked.append((option, value))
+        return not (option == -3 and value > 2**25)  # -3: M_MMAP_THRESHOLD
+
+    monkeypatch.setattr(train.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    train.keep_freed_memory()
+    assert [value for option, value in asked if option == -3][-1] == 2**25
 
 
 def test_devices():

@@ -77,12 +77,13 @@ def cores() -> int:
 def keep_freed_memory() -> None:
     """Let glibc keep what it frees, where there is glibc: otherwise every large tensor is new pages from the system.
 
-    That is about a tenth of the training time on a CPU. The options are those of `man mallopt`.
+    That is about a tenth of the training time on a CPU. The options and their limits are those of `man mallopt`; older
+    glibc refuses a threshold above its limit, and would then stay at 128 KiB for good, as the other option is set.
     """
-    trim_threshold, mmap_threshold, most = -1, -3, 2**30
+    trim_threshold, mmap_threshold, most, limit = -1, -3, 2**30, 2**25
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, most)
+        _ = mallopt(mmap_threshold, most) or mallopt(mmap_threshold, limit)
         mallopt(trim_threshold, most)
 
 
