@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Measured on networks with few channels. Large maps are fastest with a pixel's channels side by side; on maps below
-# 16×16 a change of layout costs more than it saves. Torch's batch normalisation likes that layout when the channels
-# fill whole vector registers; otherwise it wants each channel by itself, and on large maps the one below is twice as
-# fast.
-SMALLEST_SIDE = 16
-VECTOR = 16  # float32 values
+from src.learning.folding import SMALLEST_SIDE, VECTOR, can_be_folded, compute_folded, foldable, maps_of, rows_of
+
+# Measured on networks with few channels. Large maps are fastest with a pixel's channels side by side, and those with
+# the fewest channels folded; on maps below 16×16 a change of layout costs more than it saves. Torch's batch
+# normalisation likes that layout when the channels fill whole vector registers; otherwise it wants each channel by
+# itself, and on large maps the one below is twice as fast.
 
 
 @contextmanager
@@ -29,6 +29,16 @@ def fast_kernels(network: nn.Module) -> Iterator[None]:
                     layer.forward = partial(compute, layer)
                     undo.callback(delattr, layer, "forward")
         yield
+
+
+def _sequence(sequence: nn.Sequential, values: Tensor) -> Tensor:
+    layers = list(sequence)
+    folded = foldable(layers) if can_be_folded(values) else 0
+    if folded:
+        values = compute_folded(layers[:folded], values)
+    for layer in layers[folded:]:
+        values = layer(values)
+    return values
 
 
 def _convolution(layer: nn.Conv2d, values: Tensor) -> Tensor:
@@ -47,8 +57,8 @@ def _batch_norm(layer: nn.BatchNorm2d, values: Tensor) -> Tensor:
     elif _large(values) and _usual(layer, values):
         layer.num_batches_tracked += 1
         statistics = layer.running_mean, layer.running_var, layer.momentum
-        rows = _BatchNormOfRows.apply(_rows(values), layer.weight, layer.bias, *statistics, layer.eps)
-        return _maps(rows, values.shape)
+        rows = _BatchNormOfRows.apply(rows_of(values), layer.weight, layer.bias, *statistics, layer.eps)
+        return maps_of(rows, values.shape)
     elif not values.is_contiguous():
         values = _ChannelsApart.apply(values)
     return nn.BatchNorm2d.forward(layer, values)
@@ -65,7 +75,7 @@ def _large(values: Tensor) -> bool:
 
 def _channels_last(values: Tensor) -> Tensor:
     # `contiguous(memory_format=…)` would leave one channel as it is, and what follows would not be channels-last.
-    return values if values.stride(1) == 1 else _maps(_rows(values), values.shape)
+    return values if values.stride(1) == 1 else maps_of(rows_of(values), values.shape)
 
 
 class _ChannelsApart(torch.autograd.Function):
@@ -111,17 +121,6 @@ class _BatchNormOfRows(torch.autograd.Function):
         return change, mean_product * count, mean * count, None, None, None, None
 
 
-def _rows(maps: Tensor) -> Tensor:
-    """(N·H, W·C) of (N, C, H, W): a view of channels-last maps, a copy of others."""
-    count, channels, height, width = maps.shape
-    return maps.permute(0, 2, 3, 1).reshape(count * height, width * channels)
-
-
-def _maps(rows: Tensor, shape: torch.Size) -> Tensor:
-    count, channels, height, width = shape
-    return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
-
-
 def _channel_means(rows: Tensor, channels: int) -> Tensor:
     return rows.mean(0).view(-1, channels).mean(0)
 
@@ -142,4 +141,10 @@ def _dropout(layer: nn.Dropout, values: Tensor) -> Tensor:
     return values * (keep * (1 / (1 - layer.p)))
 
 
-FAST = {nn.Conv2d: _convolution, nn.MaxPool2d: _max_pool, nn.BatchNorm2d: _batch_norm, nn.Dropout: _dropout}
+FAST = {
+    nn.Sequential: _sequence,
+    nn.Conv2d: _convolution,
+    nn.MaxPool2d: _max_pool,
+    nn.BatchNorm2d: _batch_norm,
+    nn.Dropout: _dropout,
+}
