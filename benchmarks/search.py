@@ -171,7 +171,6 @@ CANDIDATES = {
     "wide, scale 0.05": decayed(WIDE, lr=0.15, scale=0.05),
     "wide, SiLU": decayed(replace(WIDE, smooth=True), lr=0.15),
     "wide, rotation 5, shift 0.01": decayed(WIDE, lr=0.15, rotation=5, shift=0.01),
-    "small, weights": decayed(replace(SMALL, weigh=True), lr=0.15),
 }
 
 
