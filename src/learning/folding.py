@@ -13,14 +13,18 @@ from torch.nn import functional as F
 
 SMALLEST_SIDE = 16  # of a large map
 VECTOR = 16  # float32 values that a vector register holds
-CONVOLUTIONS = {((3, 3), (1, 1), (0, 0), (1, 1)): "3×3", ((1, 1), (1, 1), (0, 0), (1, 1)): "pixel"}
-POOLS = {(2, 2, 0, 1): "pool"}
+KINDS = {  # by kernel, stride, padding, dilation
+    (nn.Conv2d, (3, 3), (1, 1), (0, 0), (1, 1)): "3×3",
+    (nn.Conv2d, (1, 1), (1, 1), (0, 0), (1, 1)): "pixel",
+    (nn.MaxPool2d, (2, 2), (2, 2), (0, 0), (1, 1)): "pool",
+}
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"  # they are to see usual maps
 
 
-def can_be_folded(values: Tensor) -> bool:
+def can_be_folded(values: object) -> bool:
     """Whether these are large maps of even sides."""
-    return values.dim() == 4 and all(side >= SMALLEST_SIDE and side % 2 == 0 for side in values.shape[2:])
+    maps = isinstance(values, Tensor) and values.dim() == 4
+    return maps and all(side >= SMALLEST_SIDE and side % 2 == 0 for side in values.shape[2:])
 
 
 def foldable(layers: Sequence[nn.Module]) -> int:
@@ -29,7 +33,8 @@ def foldable(layers: Sequence[nn.Module]) -> int:
     for layer in layers:
         kinds.append(_kind(layer))
         wide = kinds[-1] == "3×3" and layer.out_channels >= VECTOR
-        if not kinds[-1] or wide or any(vars(layer)[hooks] for hooks in HOOKS):
+        changes_input = len(kinds) == 1 and getattr(layer, "inplace", False)  # folded, it would change a copy
+        if not kinds[-1] or wide or changes_input or any(vars(layer)[hooks] for hooks in HOOKS):
             return 0
         if kinds[-1] == "pool":
             return len(kinds) if "3×3" in kinds else 0
@@ -38,11 +43,14 @@ def foldable(layers: Sequence[nn.Module]) -> int:
 
 def _kind(layer: nn.Module) -> str | None:
     """What the layer is to a folded map; None: it takes no such map."""
-    if type(layer) is nn.Conv2d and layer.groups == 1:
-        return CONVOLUTIONS.get((layer.kernel_size, layer.stride, layer.padding, layer.dilation))
-    if type(layer) is nn.MaxPool2d and not layer.ceil_mode and not layer.return_indices:
-        return POOLS.get((layer.kernel_size, layer.stride, layer.padding, layer.dilation))
-    return "pixel" if type(layer) in (nn.BatchNorm2d, nn.ReLU) else None
+    if type(layer) in (nn.BatchNorm2d, nn.ReLU):
+        return "pixel"
+    grouped = type(layer) is nn.Conv2d and layer.groups != 1
+    special = type(layer) is nn.MaxPool2d and (layer.ceil_mode or layer.return_indices)
+    if type(layer) not in (nn.Conv2d, nn.MaxPool2d) or grouped or special:
+        return None
+    sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    return KINDS.get((type(layer), *(tuple(size) if isinstance(size, Sequence) else (size, size) for size in sizes)))
 
 
 def compute_folded(layers: Sequence[nn.Module], values: Tensor) -> Tensor:
@@ -61,8 +69,8 @@ def _fold(values: Tensor) -> Tensor:
 
 def _convolution(layer: nn.Conv2d, maps: Tensor) -> Tensor:
     (count, channels, height, width), made = maps.shape, layer.out_channels
-    if channels != layer.in_channels:
-        return nn.Conv2d.forward(layer, maps)  # which says what is wrong
+    if channels != layer.in_channels:  # torch says what is wrong, of maps as they were
+        return nn.Conv2d.forward(layer, maps.new_empty(count, channels, 2 * height, width // 2))
     kernel = layer.weight.reshape(-1, 9) @ FOLDING.to(layer.weight.dtype)
     kernel = kernel.view(made, channels, 4, 4, 2, 2).permute(2, 0, 4, 5, 3, 1).reshape(4 * made, 2, 2, 4 * channels)
     bias = None if layer.bias is None else layer.bias.repeat(4)

@@ -20,7 +20,8 @@ from src.learning.folding import SMALLEST_SIDE, VECTOR, can_be_folded, compute_f
 def fast_kernels(network: nn.Module) -> Iterator[None]:
     """While this lasts, the network's layers compute in their fastest way, on a CPU; what they compute is the same.
 
-    A network on another device is left as it is. Copies of the network are made before or after, not inside.
+    A network on another device is left as it is. Copies of the network are made before or after, not inside. Hooks of
+    a layer see the maps that it sees otherwise; hooks of all modules at once may see others, or miss a layer.
     """
     with ExitStack() as undo:
         if all(parameter.device.type == "cpu" for parameter in network.parameters()):
@@ -31,14 +32,20 @@ def fast_kernels(network: nn.Module) -> Iterator[None]:
         yield
 
 
-def _sequence(sequence: nn.Sequential, values: Tensor) -> Tensor:
+def _sequence(sequence: nn.Sequential, input: object) -> object:  # its name is torch's
     layers = list(sequence)
-    folded = foldable(layers) if can_be_folded(values) else 0
-    if folded:
-        values = compute_folded(layers[:folded], values)
-    for layer in layers[folded:]:
-        values = layer(values)
-    return values
+    folded = foldable(layers) if can_be_folded(input) else 0
+    if folded and all(map(_is_torchs, layers[:folded])):
+        input, layers = compute_folded(layers[:folded], input), layers[folded:]
+    for layer in layers:
+        input = layer(input)
+    return input
+
+
+def _is_torchs(layer: nn.Module) -> bool:
+    """Whether nobody but `fast_kernels` has given the layer a forward of its own."""
+    forward = vars(layer).get("forward")
+    return forward is None or (isinstance(forward, partial) and forward.func is FAST.get(type(layer)))
 
 
 def _convolution(layer: nn.Conv2d, values: Tensor) -> Tensor:
