@@ -50,7 +50,8 @@ def _kind(layer: nn.Module) -> str | None:
     if type(layer) not in (nn.Conv2d, nn.MaxPool2d) or grouped or special:
         return None
     sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
-    return KINDS.get((type(layer), *(tuple(size) if isinstance(size, Sequence) else (size, size) for size in sizes)))
+    pairs = (tuple(size) if isinstance(size, (tuple, list)) else (size, size) for size in sizes)
+    return KINDS.get((type(layer), *pairs))
 
 
 def compute_folded(layers: Sequence[nn.Module], values: Tensor) -> Tensor:
