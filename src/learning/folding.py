@@ -5,7 +5,7 @@ the channels of one pixel, a square's are four times as many: they fill vector r
 one. What goes pixel by pixel does not notice, and a pool of 2×2 is one of 1×4, after which the maps are usual ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,7 @@ from torch.nn import functional as F
 
 SMALLEST_SIDE = 16  # of a large map
 VECTOR = 16  # float32 values that a vector register holds
-KINDS = {  # by kernel, stride, padding, dilation
-    (nn.Conv2d, (3, 3), (1, 1), (0, 0), (1, 1)): "3×3",
-    (nn.Conv2d, (1, 1), (1, 1), (0, 0), (1, 1)): "pixel",
-    (nn.MaxPool2d, (2, 2), (2, 2), (0, 0), (1, 1)): "pool",
-}
+Way = Callable[[nn.Module, Tensor], Tensor]
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"  # they are to see usual maps
 
 
@@ -27,38 +23,25 @@ def can_be_folded(values: object) -> bool:
     return maps and all(side >= SMALLEST_SIDE and side % 2 == 0 for side in values.shape[2:])
 
 
-def foldable(layers: Sequence[nn.Module]) -> int:
-    """How many of the first layers can compute on folded maps, and are faster so: up to the pool, or none."""
-    kinds = []
+def folded_ways(layers: Sequence[nn.Module]) -> list[Way]:
+    """How the first layers, up to the pool, compute on folded maps; empty where they cannot, or are no faster so."""
+    ways = []
     for layer in layers:
-        kinds.append(_kind(layer))
-        wide = kinds[-1] == "3×3" and layer.out_channels >= VECTOR
-        changes_input = len(kinds) == 1 and getattr(layer, "inplace", False)  # folded, it would change a copy
-        if not kinds[-1] or wide or changes_input or any(vars(layer)[hooks] for hooks in HOOKS):
-            return 0
-        if kinds[-1] == "pool":
-            return len(kinds) if "3×3" in kinds else 0
-    return 0
+        ways.append(_way(layer))
+        wide = ways[-1] is _convolution and layer.out_channels >= VECTOR
+        changes_input = len(ways) == 1 and getattr(layer, "inplace", False)  # folded, it would change a copy
+        if ways[-1] is None or wide or changes_input or any(vars(layer)[hooks] for hooks in HOOKS):
+            return []
+        if ways[-1] is _pool:
+            return ways if _convolution in ways else []
+    return []
 
 
-def _kind(layer: nn.Module) -> str | None:
-    """What the layer is to a folded map; None: it takes no such map."""
-    if type(layer) in (nn.BatchNorm2d, nn.ReLU):
-        return "pixel"
-    grouped = type(layer) is nn.Conv2d and layer.groups != 1
-    special = type(layer) is nn.MaxPool2d and (layer.ceil_mode or layer.return_indices)
-    if type(layer) not in (nn.Conv2d, nn.MaxPool2d) or grouped or special:
-        return None
-    sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
-    pairs = (tuple(size) if isinstance(size, (tuple, list)) else (size, size) for size in sizes)
-    return KINDS.get((type(layer), *pairs))
-
-
-def compute_folded(layers: Sequence[nn.Module], values: Tensor) -> Tensor:
-    """What the layers, a whole `foldable` stretch, make of the maps (N, C, H, W)."""
+def compute_folded(layers: Sequence[nn.Module], ways: Sequence[Way], values: Tensor) -> Tensor:
+    """What as many layers as there are ways, `folded_ways`, make of the maps (N, C, H, W)."""
     values = _fold(values)
-    for layer in layers:
-        values = FOLDED.get(_kind(layer), type(layer).__call__)(layer, values)
+    for layer, way in zip(layers, ways, strict=False):
+        values = way(layer, values)
     return values
 
 
@@ -84,7 +67,28 @@ def _pool(layer: nn.MaxPool2d, maps: Tensor) -> Tensor:
     return F.max_pool2d(maps, (1, 4))
 
 
-FOLDED = {"3×3": _convolution, "pool": _pool}
+def _each_pixel(layer: nn.Module, maps: Tensor) -> Tensor:
+    return layer(maps)
+
+
+WAYS = {  # by kernel, stride, padding, dilation
+    (nn.Conv2d, (3, 3), (1, 1), (0, 0), (1, 1)): _convolution,
+    (nn.Conv2d, (1, 1), (1, 1), (0, 0), (1, 1)): _each_pixel,
+    (nn.MaxPool2d, (2, 2), (2, 2), (0, 0), (1, 1)): _pool,
+}
+
+
+def _way(layer: nn.Module) -> Way | None:
+    """How the layer computes on folded maps; None: it takes none."""
+    if type(layer) in (nn.BatchNorm2d, nn.ReLU):
+        return _each_pixel
+    grouped = type(layer) is nn.Conv2d and layer.groups != 1
+    special = type(layer) is nn.MaxPool2d and (layer.ceil_mode or layer.return_indices)
+    if type(layer) not in (nn.Conv2d, nn.MaxPool2d) or grouped or special:
+        return None
+    sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    pairs = (tuple(size) if isinstance(size, (tuple, list)) else (size, size) for size in sizes)
+    return WAYS.get((type(layer), *pairs))
 
 
 def _folding() -> Tensor:

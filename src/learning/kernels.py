@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from src.learning.folding import SMALLEST_SIDE, VECTOR, can_be_folded, compute_folded, foldable, maps_of, rows_of
+from src.learning.folding import SMALLEST_SIDE, VECTOR, can_be_folded, compute_folded, folded_ways, maps_of, rows_of
 
 # Measured on networks with few channels. Large maps are fastest with a pixel's channels side by side, and those with
 # the fewest channels folded; on maps below 16×16 a change of layout costs more than it saves. Torch's batch
@@ -34,9 +34,9 @@ def fast_kernels(network: nn.Module) -> Iterator[None]:
 
 def _sequence(sequence: nn.Sequential, input: object) -> object:  # its name is torch's
     layers = list(sequence)
-    folded = foldable(layers) if can_be_folded(input) else 0
-    if folded and all(map(_is_torchs, layers[:folded])):
-        input, layers = compute_folded(layers[:folded], input), layers[folded:]
+    ways = folded_ways(layers) if can_be_folded(input) else []
+    if ways and all(map(_is_torchs, layers[: len(ways)])):
+        input, layers = compute_folded(layers, ways, input), layers[len(ways) :]
     for layer in layers:
         input = layer(input)
     return input

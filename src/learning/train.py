@@ -83,7 +83,8 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_threshold, most, limit = -1, -3, 2**30, 2**25
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        _ = mallopt(mmap_threshold, most) or mallopt(mmap_threshold, limit)
+        if not mallopt(mmap_threshold, most):
+            mallopt(mmap_threshold, limit)
         mallopt(trim_threshold, most)
 
 
