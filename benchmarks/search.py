@@ -34,7 +34,8 @@ class Shape(nn.Module):
     `first`: channels before the pool, the last of them by a 1×1 convolution (0: none); `then`: channels after it;
     `mix`: whether a 1×1 convolution makes the logits of the average, or the last 3×3 convolution does; `weigh`: the
     4×4 map is not averaged but weighted, by weights of each channel's own; `smooth`: SiLU in place of ReLU after the
-    pool; `views`: shifts in pixels (down, right), whose logits are averaged in evaluation.
+    pool; `separable`: there, a 3×3 convolution of each channel by itself and a 1×1 one, in place of one 3×3; `views`:
+    shifts in pixels (down, right), whose logits are averaged in evaluation.
     """
 
     def __init__(
@@ -44,14 +45,18 @@ class Shape(nn.Module):
         mix: bool = True,
         weigh: bool = False,
         smooth: bool = False,
+        separable: bool = False,
     ):
         super().__init__()
         self.views = VIEWS[ONE]
         *threes, one = first
         layers = []
 
-        def block(before: int, after: int, activation: type[nn.Module] = nn.ReLU) -> None:
-            layers.extend([nn.Conv2d(before, after, 3, bias=False), nn.BatchNorm2d(after), activation()])
+        def block(before: int, after: int, activation: type[nn.Module] = nn.ReLU, separable: bool = False) -> None:
+            if separable:
+                layers.extend([nn.Conv2d(before, before, 3, groups=before, bias=False), nn.BatchNorm2d(before)])
+            kernel = 1 if separable else 3
+            layers.extend([nn.Conv2d(before, after, kernel, bias=False), nn.BatchNorm2d(after), activation()])
 
         for before, after in pairwise((1, *threes)):
             block(before, after)
@@ -59,7 +64,7 @@ class Shape(nn.Module):
             layers.append(nn.Conv2d(threes[-1], one, 1, bias=False))
         layers.append(nn.MaxPool2d(2))
         for before, after in pairwise((one or threes[-1], *then)):
-            block(before, after, nn.SiLU if smooth else nn.ReLU)
+            block(before, after, nn.SiLU if smooth else nn.ReLU, separable)
         if not mix:
             del layers[-2:]
         layers.append(nn.Conv2d(then[-1], then[-1], 4, groups=then[-1], bias=False) if weigh else nn.AvgPool2d(4))
@@ -102,6 +107,7 @@ class Candidate:
     mix: bool = True
     weigh: bool = False
     smooth: bool = False
+    separable: bool = False
     recipe: Recipe = RECIPE
     views: tuple[str, ...] = ()  # besides the one, names of VIEWS
 
@@ -109,11 +115,12 @@ class Candidate:
         *threes, one = self.first
         before = "→".join(map(str, (1, *threes))) + (f", 1×1→{one}" if one else "")
         end = ("weights" if self.weigh else "average") + (", 1×1→10" if self.mix else "")
-        then = "→".join(map(str, self.then)) + (" with SiLU" if self.smooth else "")
+        kind = (" with SiLU" if self.smooth else "") + (" separable" if self.separable else "")
+        then = "→".join(map(str, self.then)) + kind
         return ", ".join([before, "pool", then, end])
 
     def network(self) -> Shape:
-        return Shape(self.first, self.then, self.mix, self.weigh, self.smooth)
+        return Shape(self.first, self.then, self.mix, self.weigh, self.smooth, self.separable)
 
 
 WIDE = Candidate((4, 8, 16), (14, 14, 14, 10))
@@ -121,6 +128,8 @@ TWELVE = Candidate((4, 8, 12), (12, 12, 12, 10))
 BARE = Candidate((4, 8, 0), (12, 12, 12, 10))
 SMALL = Candidate((4, 8, 10), (10, 10, 10, 10))
 WIDER = Candidate((4, 8, 16), (14, 14, 16, 10))
+SEPARABLE_32 = Candidate((4, 8, 16), (32, 32, 32, 10), separable=True)
+SEPARABLE_44 = Candidate((4, 8, 16), (44, 44, 44, 10), separable=True)
 
 
 def variant(candidate: Candidate, **changes) -> Candidate:
@@ -171,6 +180,12 @@ CANDIDATES = {
     "wide, scale 0.05": decayed(WIDE, lr=0.15, scale=0.05),
     "wide, SiLU": decayed(replace(WIDE, smooth=True), lr=0.15),
     "wide, rotation 5, shift 0.01": decayed(WIDE, lr=0.15, rotation=5, shift=0.01),
+    "wide, 10 epochs, lr 0.15": decayed(WIDE, epochs=10, lr=0.15),
+    "separable 32": decayed(SEPARABLE_32, lr=0.15),
+    "separable 44": decayed(SEPARABLE_44, lr=0.15),
+    "separable 32, 10 epochs": decayed(SEPARABLE_32, epochs=10, lr=0.15),
+    "separable 44, 10 epochs": decayed(SEPARABLE_44, epochs=10, lr=0.15),
+    "separable 44, 12 epochs": decayed(SEPARABLE_44, epochs=12, lr=0.15),
 }
 
 
