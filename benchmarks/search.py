@@ -130,6 +130,8 @@ SMALL = Candidate((4, 8, 10), (10, 10, 10, 10))
 WIDER = Candidate((4, 8, 16), (14, 14, 16, 10))
 SEPARABLE_32 = Candidate((4, 8, 16), (32, 32, 32, 10), separable=True)
 SEPARABLE_44 = Candidate((4, 8, 16), (44, 44, 44, 10), separable=True)
+SEPARABLE_48 = Candidate((4, 8, 16), (32, 48, 48, 10), separable=True)
+EARLY_48 = Candidate((4, 8, 16), (48, 48, 32, 10), separable=True)
 
 
 def variant(candidate: Candidate, **changes) -> Candidate:
@@ -184,8 +186,10 @@ CANDIDATES = {
     "separable 32": decayed(SEPARABLE_32, lr=0.15),
     "separable 44": decayed(SEPARABLE_44, lr=0.15),
     "separable 32, 10 epochs": decayed(SEPARABLE_32, epochs=10, lr=0.15),
-    "separable 44, 10 epochs": decayed(SEPARABLE_44, epochs=10, lr=0.15),
-    "separable 44, 12 epochs": decayed(SEPARABLE_44, epochs=12, lr=0.15),
+    "separable 48": decayed(SEPARABLE_48, lr=0.15),
+    "separable 48, early": decayed(EARLY_48, lr=0.15),
+    "separable 48, 10 epochs": decayed(SEPARABLE_48, epochs=10, lr=0.15),
+    "separable 48, 12 epochs": decayed(SEPARABLE_48, epochs=12, lr=0.15),
 }
 
 
