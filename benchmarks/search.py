@@ -190,6 +190,8 @@ CANDIDATES = {
     "separable 48, early": decayed(EARLY_48, lr=0.15),
     "separable 48, 10 epochs": decayed(SEPARABLE_48, epochs=10, lr=0.15),
     "separable 48, 12 epochs": decayed(SEPARABLE_48, epochs=12, lr=0.15),
+    "separable 48, rotation 10, shift 0.03": decayed(SEPARABLE_48, lr=0.15, rotation=10, shift=0.03),
+    "separable 48, weight decay 1e-3": decayed(SEPARABLE_48, lr=0.15, weight_decay=1e-3),
 }
 
 
