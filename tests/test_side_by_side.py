@@ -88,7 +88,7 @@ def test_a_step_that_cannot_be_imported_fails_alone(project, trained):
 def test_compare_by_itself(project, trained):
     done = project.mlflow_run("compare")
     assert done.returncode == 0, done.stderr
-    assert "step4: 7,484 parameters, final" in done.stdout
+    assert "step4: 7,364 parameters, final" in done.stdout
     run = newest(project, "compare")
     assert run.data.tags["compare"] == "digits"  # there is no run on MNIST
     table = comparison(project, run)  # of the newest finished runs, as at first
