@@ -29,27 +29,12 @@ RUNS = Path(__file__).parents[1] / "results" / "step4-search.jsonl"
 
 
 class Shape(nn.Module):
-    """The study's shape: 3×3 convolutions on large maps, one pool, 3×3 convolutions down to a 4×4 map, its average.
+    """A candidate's network, for images (N, 1, 28, 28); returns (N, 10) logits, in evaluation the mean of its views."""
 
-    `first`: channels before the pool, the last of them by a 1×1 convolution (0: none); `then`: channels after it;
-    `mix`: whether a 1×1 convolution makes the logits of the average, or the last 3×3 convolution does; `weigh`: the
-    4×4 map is not averaged but weighted, by weights of each channel's own; `smooth`: SiLU in place of ReLU after the
-    pool; `separable`: there, a 3×3 convolution of each channel by itself and a 1×1 one, in place of one 3×3; `views`:
-    shifts in pixels (down, right), whose logits are averaged in evaluation.
-    """
-
-    def __init__(
-        self,
-        first: tuple[int, ...],
-        then: tuple[int, ...],
-        mix: bool = True,
-        weigh: bool = False,
-        smooth: bool = False,
-        separable: bool = False,
-    ):
+    def __init__(self, candidate: "Candidate"):
         super().__init__()
         self.views = VIEWS[ONE]
-        *threes, one = first
+        (*threes, one), then = candidate.first, candidate.then
         layers = []
 
         def block(before: int, after: int, activation: type[nn.Module] = nn.ReLU, separable: bool = False) -> None:
@@ -64,11 +49,12 @@ class Shape(nn.Module):
             layers.append(nn.Conv2d(threes[-1], one, 1, bias=False))
         layers.append(nn.MaxPool2d(2))
         for before, after in pairwise((one or threes[-1], *then)):
-            block(before, after, nn.SiLU if smooth else nn.ReLU, separable)
-        if not mix:
+            block(before, after, nn.SiLU if candidate.smooth else nn.ReLU, candidate.separable)
+        if not candidate.mix:
             del layers[-2:]
-        layers.append(nn.Conv2d(then[-1], then[-1], 4, groups=then[-1], bias=False) if weigh else nn.AvgPool2d(4))
-        if mix:
+        pool = nn.Conv2d(then[-1], then[-1], 4, groups=then[-1], bias=False) if candidate.weigh else nn.AvgPool2d(4)
+        layers.append(pool)
+        if candidate.mix:
             layers.append(nn.Conv2d(then[-1], 10, 1, bias=False))
         self.layers = nn.Sequential(*layers)
 
@@ -80,7 +66,7 @@ class Shape(nn.Module):
 
 
 ONE = "one view"
-VIEWS = {
+VIEWS = {  # shifts in pixels (down, right), whose logits are averaged
     ONE: ((0, 0),),
     "five views": ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)),
     "nine views": tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)),
@@ -102,14 +88,16 @@ RECIPE = Recipe(
 
 @dataclass(frozen=True)
 class Candidate:
-    first: tuple[int, ...]
-    then: tuple[int, ...]
-    mix: bool = True
-    weigh: bool = False
-    smooth: bool = False
-    separable: bool = False
+    """The study's shape: 3×3 convolutions on large maps, one pool, 3×3 convolutions down to a 4×4 map, its average."""
+
+    first: tuple[int, ...]  # channels before the pool, the last of them by a 1×1 convolution (0: none)
+    then: tuple[int, ...]  # channels after the pool
+    mix: bool = True  # a 1×1 convolution makes the logits of the average; False: the last 3×3 convolution does
+    weigh: bool = False  # the 4×4 map is not averaged but weighted, by weights of each channel's own
+    smooth: bool = False  # SiLU in place of ReLU after the pool
+    separable: bool = False  # after the pool, a 3×3 of each channel by itself and a 1×1, in place of one 3×3
     recipe: Recipe = RECIPE
-    views: tuple[str, ...] = ()  # besides the one, names of VIEWS
+    views: tuple[str, ...] = ()  # names of VIEWS, to be measured besides the one
 
     def __str__(self) -> str:
         *threes, one = self.first
@@ -120,7 +108,7 @@ class Candidate:
         return ", ".join([before, "pool", then, end])
 
     def network(self) -> Shape:
-        return Shape(self.first, self.then, self.mix, self.weigh, self.smooth, self.separable)
+        return Shape(self)
 
 
 WIDE = Candidate((4, 8, 16), (14, 14, 14, 10))
