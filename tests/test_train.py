@@ -125,6 +125,15 @@ def test_the_average_is_taken_every_few_updates_and_at_the_end(some_digits, monk
     assert len(seen) == 2
 
 
+def test_averaged_weights_have_batch_statistics_of_their_own(some_digits):
+    """Those of the images as they are, not the last updates' of augmented ones."""
+    result = train_small(some_digits, Recipe(epochs=1, batch_size=24, averaging=1, rotation=90)).result
+    maps = result.network.layers[0]((some_digits.train_images.unsqueeze(1) - result.mean) / result.std)
+    statistics = result.network.layers[1]
+    torch.testing.assert_close(statistics.running_mean, maps.mean((0, 2, 3)))
+    torch.testing.assert_close(statistics.running_var, maps.var((0, 2, 3)))
+
+
 def test_without_averaging_the_result_is_the_classifier_itself(some_digits):
     training = train_small(some_digits, Recipe(epochs=1))
     assert training.result is training.classifier
