@@ -120,6 +120,7 @@ SEPARABLE_32 = Candidate((4, 8, 16), (32, 32, 32, 10), separable=True)
 SEPARABLE_44 = Candidate((4, 8, 16), (44, 44, 44, 10), separable=True)
 SEPARABLE_48 = Candidate((4, 8, 16), (32, 48, 48, 10), separable=True)
 EARLY_48 = Candidate((4, 8, 16), (48, 48, 32, 10), separable=True)
+TAPERED = Candidate((4, 8, 16), (48, 32, 24, 10), separable=True)
 
 
 def variant(candidate: Candidate, **changes) -> Candidate:
@@ -180,6 +181,11 @@ CANDIDATES = {
     "separable 48, 12 epochs": decayed(SEPARABLE_48, epochs=12, lr=0.15),
     "separable 48, rotation 10, shift 0.03": decayed(SEPARABLE_48, lr=0.15, rotation=10, shift=0.03),
     "separable 48, weight decay 1e-3": decayed(SEPARABLE_48, lr=0.15, weight_decay=1e-3),
+    # Once averaged weights had batch statistics of their own:
+    "separable 32, own statistics": decayed(SEPARABLE_32, lr=0.15),
+    "separable 48 to 24, own statistics": decayed(TAPERED, lr=0.15),
+    "separable 48, early, 10 epochs, own statistics": decayed(EARLY_48, epochs=10, lr=0.15),
+    "separable 48, early, own statistics": decayed(EARLY_48, lr=0.15),
 }
 
 

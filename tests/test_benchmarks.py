@@ -55,12 +55,12 @@ def test_the_search_kept_what_its_page_shows():
 
 
 def test_step4_is_a_candidate_of_the_search():
-    """Its network, layer for layer, and its recipe."""
+    """Its network, layer for layer, and its recipe; what was asked again stands last."""
     layers = [str(layer) for layer in step4.Network().layers]
     found = [name for name, candidate in search.CANDIDATES.items() if candidate.recipe == step4.RECIPE
              and not candidate.views and [str(layer) for layer in candidate.network().layers] == layers]  # fmt: skip
-    assert len(found) == 1
-    assert found[0] in {line["candidate"] for line in search.kept()}
+    assert found
+    assert found[-1] in {line["candidate"] for line in search.kept()}
 
 
 def test_the_ways_to_an_answer_agree(digits, trained):
