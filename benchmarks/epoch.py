@@ -75,7 +75,7 @@ def theirs(images: int, workers: int = 0) -> tuple[float, float]:
 
 
 def first(images: int) -> data.Dataset:
-    """The first so many training images."""
+    """MNIST's first so many training images."""
     dataset = data.load("mnist")
     return replace(dataset, train_images=dataset.train_images[:images], train_labels=dataset.train_labels[:images])
 
