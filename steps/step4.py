@@ -10,8 +10,9 @@ Analysis: The wide layer of step 3 goes, and dropout with it; weight decay takes
 convolution of each channel by itself and a 1×1 over the channels take the place of one 3×3 over all, so that the same
 number of parameters makes three times the channels (Howard et al., "MobileNets", 2017). The learning rate rises to
 0.15 and falls to nothing within the 15 epochs (one-cycle) over batches of 128, images are shifted as well as rotated,
-and what is measured is a moving average of the weights over half an epoch: the last epochs lie close together. Network
-and recipe were chosen on a validation slice of the training images (results/step4-search.md).
+and what is measured is a moving average of the weights over half an epoch, its batch statistics taken from training
+images as they are: the last epochs lie close together. Network and recipe were chosen on a validation slice of the
+training images (results/step4-search.md).
 
 Run: mlflow run . -e step4 --env-manager local
 """

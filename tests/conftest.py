@@ -30,6 +30,7 @@ if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves 
     os.environ.setdefault("MNIST_MIRROR", SHARED_MNIST.as_uri() + "/")
 
 
+NOWHERE = "http://127.0.0.1:9/"  # nothing listens there
 LONGEST = ("test_readme", "test_lifecycle", "test_side_by_side", "test_nested", "test_registry")
 
 
@@ -57,6 +58,15 @@ def mnist():
         return data.load("mnist")
     except data.DataError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No mirror of MNIST answers."""
+    from torchvision import datasets  # here, as few tests need it
+
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [NOWHERE])
+    monkeypatch.setenv(data.MIRROR_VARIABLE, NOWHERE)
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,11 @@ import statistics
 
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import ROOT
 
-from benchmarks import epoch, notebook, search, serving, target
+from benchmarks import __main__, epoch, notebook, search, serving, target
+from src.learning import data
 from steps import step4
 
 
@@ -88,3 +90,11 @@ def test_a_kept_benchmark_says_what_it_was_measured_on():
     assert kept["machine"]
     assert kept["versions"]["torch"]
     assert kept["code"]
+
+
+@pytest.mark.parametrize("part", ["epoch", "target", "overhead"])
+def test_without_mnist_nothing_is_timed(offline, tmp_path, monkeypatch, part):
+    monkeypatch.setenv(data.FOLDER_VARIABLE, str(tmp_path))
+    result = CliRunner().invoke(__main__.main, ["--no-keep", "--part", part])
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith("Error: dataset: MNIST is not in")

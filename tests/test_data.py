@@ -6,19 +6,11 @@ import struct
 
 import pytest
 import torch
+from conftest import NOWHERE
 from torchvision import datasets
 
 from src.learning import data
 from src.learning.recipe import ParameterError
-
-NOWHERE = "http://127.0.0.1:9/"  # nothing listens there
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """No mirror answers."""
-    monkeypatch.setattr(datasets.MNIST, "mirrors", [NOWHERE])
-    monkeypatch.setenv(data.MIRROR_VARIABLE, NOWHERE)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import mlflow
 import pytest
 import torch
 from filelock import FileLock
-from torchvision import datasets
 
 from src import commands, process, run
 from src.learning import data
@@ -115,9 +114,7 @@ def test_a_damaged_file_fails_the_run(store, capsys, tmp_path):
     assert run_status(store) == [("step2 seed 0", "FAILED")]
 
 
-def test_mnist_out_of_reach_fails_the_run(store, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
-    monkeypatch.delenv(data.MIRROR_VARIABLE, raising=False)
+def test_mnist_out_of_reach_fails_the_run(store, capsys, tmp_path, offline):
     code, line = refused(capsys, "step2", "--dataset", "mnist", "--data_dir", str(tmp_path))
     assert code == 1
     assert "MNIST is not in" in line
