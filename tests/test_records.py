@@ -115,6 +115,14 @@ def test_the_table_of_the_readme_is_the_records():
     assert records.consistency(records.read("step4")) in " ".join(text.split())
 
 
+def test_the_readme_says_what_the_smaller_network_did():
+    record, text = records.read("step4-separable-32"), " ".join((ROOT / "README.md").read_text().split())
+    figures = records.figures(record)
+    assert records.consistency(record).startswith(f"gate passed by {figures['n']} of {figures['n']} seeds")
+    assert "{parameters} do: the smallest network that held it on the slice".format_map(figures) in text
+    assert "({final} % at the end, {streak} % at the lowest of the last five, every seed".format_map(figures) in text
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_a_record_is_of_full_runs(name):
     record = records.read(name)
