@@ -267,14 +267,16 @@ def train_step(name: str, *, resume: str, **given) -> None:
             f"{name}, seed {seed}: {training.classifier.parameters_count:,} parameters, {loaded.name}, "
             f"{recipe.epochs} epochs on {device.type}"
         )
+        logged = set()
         if resume:
-            go_on(training, state, run_id)
+            logged = go_on(training, state, run_id)
         else:
             same = fingerprint(loaded, goal)
             tracking.log_start(same, training.classifier, recipe, goal, loaded, seed, device)
         for row in train.fit(training, recipe, loaded):
             checkpoint.save(training, state)  # before the store hears of it: what it has missed is logged on resume
-            tracking.log_epoch(row)
+            if row["epoch"] not in logged:  # after a damaged state, an epoch is trained once more
+                tracking.log_epoch(row)
             tqdm.write(report.epoch_line(row, recipe.epochs, loaded.split))
         finish(step, name, seed, run_id, training, loaded, goal)
     checkpoint.clear(state)
@@ -321,8 +323,8 @@ def taken_over(run_id: str, name: str, given: Mapping) -> dict:
     return {**given, **stored}
 
 
-def go_on(training: train.Training, state: Path, run_id: str) -> None:
-    """Bring a fresh training to where the run's own one ended."""
+def go_on(training: train.Training, state: Path, run_id: str) -> set[int]:
+    """Bring a fresh training to where the run's own one ended; returns the epochs that the store has."""
     for damage in checkpoint.restore(training, state):
         click.echo(f"warning: {damage}; the state before it is used", err=True)
     logged = tracking.logged_epochs(run_id)
@@ -330,6 +332,7 @@ def go_on(training: train.Training, state: Path, run_id: str) -> None:
         if row["epoch"] not in logged:
             tracking.log_epoch(row)
     click.echo(f"goes on after epoch {len(training.history)}")
+    return logged
 
 
 def finish(

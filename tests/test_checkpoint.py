@@ -52,14 +52,16 @@ def test_the_last_two_are_kept(digits, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["epoch-0003.pt", "epoch-0004.pt"]
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+@pytest.mark.parametrize("damage", ["flipped at its start", "flipped", "flipped at its end", "cut", "empty"])
 def test_a_damaged_state_gives_way_to_the_one_before(damage, digits, tmp_path):
     train_until(3, digits, tmp_path)
     file = tmp_path / "epoch-0003.pt"
     content = bytearray(file.read_bytes())
-    if damage == "flipped":
-        content[len(content) // 2] ^= 1
-    file.write_bytes({"flipped": content, "cut": content[: len(content) // 2], "empty": b""}[damage])
+    places = {"flipped at its start": 40, "flipped": len(content) // 2, "flipped at its end": -60}
+    if damage in places:
+        content[places[damage]] ^= 1
+    length = {"cut": len(content) // 2, "empty": 0}.get(damage, len(content))
+    file.write_bytes(content[:length])
     training = begin(digits)
     (sentence,) = checkpoint.restore(training, tmp_path)
     assert sentence.startswith(f"{file} is damaged: ")

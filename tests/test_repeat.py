@@ -57,6 +57,8 @@ def test_nothing_but_failures_is_still_a_summary():
 
 def test_a_figure_of_the_validation_slice_never_goes_by_a_test_figures_name():
     summary = repeat.summarise("step4", [outcome(0, 99.5)], TARGET, "validation")
+    assert not {"passed", "pass_rate"} & summary.keys()
+    assert "gate" not in repeat.summary_lines(summary)
     assert set(summary["spread"]) == {
         "final_validation_accuracy", "best_validation_accuracy", "validation_streak_accuracy", "run_seconds",
     }  # fmt: skip

@@ -104,6 +104,13 @@ def test_schedules(recipe, expected, some_digits):
     assert rates == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_rise_of_one_update(some_digits):
+    recipe = Recipe(epochs=5, batch_size=144, lr=0.1, schedule="one-cycle", rise=0.2)
+    rates = [row["learning_rate"] for row in train_small(some_digits, recipe).history]
+    assert rates[:2] == pytest.approx([0.004, 0.1])
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+
+
 def test_the_moving_average(some_digits):
     """With one update an epoch and a memory of four epochs, each update moves the average by a quarter."""
     recipe = Recipe(epochs=1, batch_size=144, lr=0.1, averaging=4)

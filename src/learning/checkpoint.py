@@ -1,8 +1,8 @@
 """Everything that a killed run needs to go on exactly: written whole or not at all, the last two epochs kept."""
 
+import hashlib
 import io
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +14,7 @@ from src.learning.files import write_whole
 from src.learning.recipe import ParameterError
 from src.learning.train import Training
 
+DIGEST_SIZE = hashlib.sha256().digest_size
 KEPT = 2  # should the newest be damaged, the one before takes its place
 
 
@@ -69,7 +70,7 @@ def save(training: Training, folder: Path) -> None:
     torch.save(state, content)
     file = folder / f"epoch-{len(training.history):04}.pt"
     try:
-        write_whole(file, content.getbuffer())
+        write_whole(file, hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
     except OSError as error:
         kept = f"; resume={folder.name} goes on from the state before it" if _newest_first(folder) else ""
         raise CheckpointError(
@@ -84,13 +85,13 @@ def restore(training: Training, folder: Path) -> list[str]:
 
     Returns a sentence on each damaged file that was passed over. Raises CheckpointError when no file is whole.
     """
-    damaged = []
+    damaged, device = [], training.classifier.mean.device
     for file in _newest_first(folder):
-        if reason := _damage(file):
-            damaged.append(f"{file} is damaged: {reason}")
+        try:
+            state = torch.load(io.BytesIO(_content(file)), map_location=device, weights_only=True)
+        except (OSError, ValueError) as error:
+            damaged.append(f"{file} is damaged: {error}")
             continue
-        device = training.classifier.mean.device
-        state = torch.load(file, map_location=device, weights_only=True)
         for name, part in _parts(training).items():
             part.load_state_dict(state[name])
         training.history[:] = state["history"]
@@ -116,11 +117,10 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("epoch-*.pt"), reverse=True)
 
 
-def _damage(file: Path) -> str | None:
-    """What is wrong with the file, if anything is: torch writes a zip archive, which has a checksum of each part."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            broken = archive.testzip()
-            return f"the checksum of {broken} is not the one it was written with" if broken else None
-    except (OSError, zipfile.BadZipFile) as error:
-        return str(error)
+def _content(file: Path) -> memoryview:
+    """What was saved, which follows its SHA-256; raises ValueError when it is not what was written."""
+    whole = memoryview(file.read_bytes())
+    digest, content = whole[:DIGEST_SIZE], whole[DIGEST_SIZE:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("its SHA-256 is not the one that it was written with")
+    return content

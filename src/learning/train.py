@@ -101,12 +101,12 @@ def start(network: nn.Module, recipe: Recipe, dataset: Dataset, seed: int, devic
         fused=True,
     )
     updates = -(-len(dataset.train_images) // recipe.batch_size)  # an epoch
+    total = recipe.epochs * updates
+    rise = recipe.rise if recipe.rise * total != 1 else 2 / total  # in one update, OneCycleLR divides by zero
     scheduler = {
         "constant": lambda: ConstantLR(optimizer, factor=1),
         "step": lambda: StepLR(optimizer, step_size=recipe.step_epochs * updates, gamma=0.1),
-        "one-cycle": lambda: OneCycleLR(
-            optimizer, recipe.lr, total_steps=recipe.epochs * updates, pct_start=recipe.rise, cycle_momentum=False
-        ),
+        "one-cycle": lambda: OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=rise, cycle_momentum=False),
     }[recipe.schedule]()
     average = None
     if recipe.averaging:

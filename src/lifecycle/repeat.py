@@ -12,7 +12,10 @@ from src.lifecycle.nested import Outcome
 
 
 def summarise(step: str, outcomes: Sequence[Outcome], target: Target, split: str) -> dict[str, object]:
-    """The spread of the seeds' figures (percent, seconds) and the gate's pass rate among all seeds, failed ones too."""
+    """The spread of the seeds' figures (percent, seconds) and the gate's pass rate among all seeds, failed ones too.
+
+    There is no pass rate on a validation slice: nothing that was measured there passes.
+    """
     outcomes = sorted(outcomes, key=lambda outcome: outcome.seed)
     good = [outcome for outcome in outcomes if outcome.error is None]
     figures = [gate.summarise(outcome.accuracies, target) for outcome in good]
@@ -21,13 +24,13 @@ def summarise(step: str, outcomes: Sequence[Outcome], target: Target, split: str
     values = {names[key]: [figure[key] for figure in figures] for key in spreads}
     values["run_seconds"] = [outcome.seconds for outcome in good]
     passed = sum(outcome.passed for outcome in outcomes)
+    judged = {"passed": passed, "pass_rate": pass_rate(passed, len(outcomes))} if split == "test" else {}
     return {
         "step": step,
         "target": asdict(target),
         "seeds": len(outcomes),
-        "passed": passed,
         "failed": len(outcomes) - len(good),
-        "pass_rate": pass_rate(passed, len(outcomes)),
+        **judged,
         "spread": {name: _spread(column) for name, column in values.items() if column},
         "runs": [asdict(outcome) for outcome in outcomes],
     }
@@ -56,4 +59,6 @@ def summary_lines(summary: Mapping[str, object]) -> str:
         f"{name}: {spread['mean']:.2f} ± {spread.get('std', 0):.2f}, from {spread['min']:.2f} to {spread['max']:.2f}"
         for name, spread in summary["spread"].items()
     ]
-    return "\n".join([*lines, rate_line(summary["passed"], summary["seeds"])])
+    if "passed" in summary:
+        lines.append(rate_line(summary["passed"], summary["seeds"]))
+    return "\n".join(lines)

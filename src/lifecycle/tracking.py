@@ -256,14 +256,12 @@ def log_end(
 
 
 def log_repeat(summary: Mapping[str, object], figure: Figure) -> None:
-    """What many seeds came to: the spread of each figure, the pass rate, and every seed by itself."""
+    """What many seeds came to: the spread of each figure, the pass rate if there is one, and every seed by itself."""
     mlflow.log_dict(dict(summary), "repeat.json")
     mlflow.log_figure(figure, "seeds.png")
     spreads = {f"{name}_{part}": value for name, parts in summary["spread"].items() for part, value in parts.items()}
-    counts = {name: summary[name] for name in ("seeds", "passed", "failed")}
-    rates = {
-        f"pass_rate{suffix}": value for suffix, value in zip(("", "_low", "_high"), summary["pass_rate"], strict=True)
-    }
+    counts = {name: summary[name] for name in ("seeds", "passed", "failed") if name in summary}
+    rates = dict(zip(("pass_rate", "pass_rate_low", "pass_rate_high"), summary.get("pass_rate", ()), strict=False))
     mlflow.log_metrics({**spreads, **counts, **rates})
 
 
