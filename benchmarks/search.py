@@ -22,6 +22,7 @@ from tqdm import tqdm
 from src.learning import data, train
 from src.learning.evaluate import evaluate
 from src.learning.recipe import Recipe
+from src.lifecycle.provenance import code_digest
 from src.lifecycle.records import spread
 
 SLICE = 5000
@@ -189,7 +190,7 @@ CANDIDATES = {
 }
 
 
-def measure(name: str, seed: int, threads: int) -> list[dict]:
+def measure(name: str, seed: int, threads: int, code: str) -> list[dict]:
     """Train one candidate with one seed, and return its lines, one for each way to view the images."""
     candidate = CANDIDATES[name]
     device = train.prepare(seed, "cpu", threads)
@@ -209,7 +210,7 @@ def measure(name: str, seed: int, threads: int) -> list[dict]:
         "train_accuracy": [round(row["train_accuracy"], 3) for row in rows],
         "seconds": [round(row["epoch_seconds"], 2) for row in rows],
     }
-    named = {"candidate": name, "seed": seed, "parameters": training.classifier.parameters_count}
+    named = {"candidate": name, "seed": seed, "parameters": training.classifier.parameters_count, "code": code}
     return [{**named, "views": views, "validation_accuracy": found, **common} for views, found in accuracies.items()]
 
 
@@ -250,16 +251,24 @@ def table() -> str:
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="of each candidate")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="processes, a thread each")
 @click.option("--show", is_flag=True, help="print the table of what was measured, and measure nothing")
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=click.Choice(tuple(CANDIDATES)), metavar="[NAMES]...")
 def main(seeds: int, jobs: int, show: bool, names: tuple[str, ...]) -> None:
-    """Measure the candidates NAMES (all of them when none is named) that are not measured yet."""
+    """Measure the candidates NAMES that are not measured yet (none named: all that other code has not begun)."""
     if show:
         click.echo(table(), nl=False)
         return
-    done = {(line["candidate"], line["seed"]) for line in kept()}
-    wanted = [(name, seed) for name in names or CANDIDATES for seed in range(seeds)]
-    missing = [pair for pair in wanted if pair not in done]
-    lines = Parallel(jobs, return_as="generator_unordered")(delayed(measure)(*pair, 1) for pair in missing)
+    code, lines = code_digest("step4"), list(kept())  # step 4 is a candidate; the others differ in network and recipe
+    done = {(line["candidate"], line["seed"]) for line in lines}
+    closed = {line["candidate"] for line in lines if line.get("code") != code}  # more seeds would not be like these
+    wanted = names or [name for name in CANDIDATES if name not in closed]
+    missing = [(name, seed) for name in wanted for seed in range(seeds) if (name, seed) not in done]
+    if refused := sorted(closed & {name for name, _ in missing}):
+        raise click.ClickException(f"{', '.join(refused)}: measured by other code; to ask again, give it another name")
+    try:
+        data.load("mnist")
+    except data.DataError as error:
+        raise click.ClickException(str(error)) from None
+    lines = Parallel(jobs, return_as="generator_unordered")(delayed(measure)(*pair, 1, code) for pair in missing)
     for found in tqdm(lines, total=len(missing), unit="run"):
         with RUNS.open("a") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in found)

@@ -65,6 +65,12 @@ def test_step4_is_a_candidate_of_the_search():
     assert found[-1] in {line["candidate"] for line in search.kept()}
 
 
+def test_the_search_does_not_mix_seeds_of_other_code():
+    result = CliRunner().invoke(search.main, ["--seeds", "13", "separable 32"])
+    assert result.exit_code == 1
+    assert result.output == "Error: separable 32: measured by other code; to ask again, give it another name\n"
+
+
 def test_the_ways_to_an_answer_agree(digits, trained):
     images = digits.test_images[:3].numpy()
     classifier = copy.deepcopy(trained.result).eval()

@@ -55,6 +55,7 @@ def test_the_newest_finished_full_run_of_each_seed(store, folder):
         "versions": {"torch": "2"},
         "machine": "2 × CPU",
         "threads": 2,
+        "code": "a",
         "commit": "c0",
         "runs": [
             {"seed": 0, "train_accuracy": [98.0, 98.5], "test_accuracy": [99.0, 99.5], "seconds": [2.0, 4.0]},
@@ -100,7 +101,7 @@ def test_figures():
     )
     runs.append({"test_accuracy": [99.0, 99.4, 99.5, 99.6, 99.4, 99.7], "seconds": [1, 2, 3, 4, 5, 6]})
     assert records.figures(record)["final"] == "99.60 ± 0.14"
-    assert records.figures(record)["seconds"] == "4.0"
+    assert records.figures(record)["seconds"] == "3.5"
     assert records.sentence(record).startswith("99.60 ± 0.14 % of the test images at the end")
 
 

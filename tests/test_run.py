@@ -114,6 +114,15 @@ def test_a_damaged_file_fails_the_run(store, capsys, tmp_path):
     assert run_status(store) == [("step2 seed 0", "FAILED")]
 
 
+def test_too_little_memory(store, capsys, monkeypatch):
+    monkeypatch.setattr(commands.train, "start", lambda *_: torch.empty(2**50))
+    code, line = refused(capsys, "step2", "--dataset", "digits")
+    assert code == 1
+    assert line.startswith("there is not enough memory: ")
+    assert line.endswith("a smaller batch_size takes less")
+    assert run_status(store) == [("step2 seed 0", "FAILED")]
+
+
 def test_mnist_out_of_reach_fails_the_run(store, capsys, tmp_path, offline):
     code, line = refused(capsys, "step2", "--dataset", "mnist", "--data_dir", str(tmp_path))
     assert code == 1

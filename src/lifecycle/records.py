@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import mlflow
 from mlflow.entities import Run
@@ -57,7 +57,7 @@ def write(step: str, recipe: Recipe, epochs: int) -> tuple[Path, int]:
 
 def _kind(step: str, run: Run) -> dict:
     """What the runs of a record have in common: of the code, what makes the weights, whatever the commit."""
-    return _head(step, run) | {"commit": None, "code": run.data.tags["code.digest"]}
+    return _head(step, run) | {"commit": None}
 
 
 def of(step: str, runs: Mapping[int, Run]) -> dict:
@@ -77,6 +77,7 @@ def _head(step: str, run: Run) -> dict:
         "versions": {key.removeprefix("versions."): tags[key] for key in sorted(tags) if key.startswith("versions.")},
         "machine": tags["machine"],
         "threads": int(params["run.threads"]),
+        "code": tags.get("code.digest"),
         "commit": tags.get("mlflow.source.git.commit"),  # none outside a clone
     }
 
@@ -115,7 +116,7 @@ def figures(record: Mapping, target: Target = MNIST) -> dict[str, str]:
         "best": spread([run["best_accuracy"] for run in runs]),
         "streak": spread([run["streak_accuracy"] for run in runs]),
         "at_target": spread([run["epochs_at_target"] for run in runs], decimals=several),
-        "seconds": f"{sorted(seconds)[len(seconds) // 2]:.1f}",
+        "seconds": f"{median(seconds):.1f}",
         "machine": record["machine"],
         "threads": f"{record['threads']} thread{'s' if record['threads'] != 1 else ''}",
     }
