@@ -392,14 +392,14 @@ def main(arguments: list[str] | None = None) -> None:
         fail(1, str(error))
     except MlflowException as error:
         fail(1, store.explain(error))
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise
-        fail(1, f"there is not enough memory: {error}; in training, a smaller batch_size takes less")
     except process.Stopped as stop:
         fail(stop.code, stop.reason)
     except (KeyboardInterrupt, click.Abort):
         fail(130, "interrupted")
+    except (MemoryError, RuntimeError) as error:  # after click.Abort, which is one
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        fail(1, f"there is not enough memory: {error}; in training, a smaller batch_size takes less")
 
 
 def fail(code: int, message: str) -> None:
