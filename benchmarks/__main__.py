@@ -8,7 +8,7 @@ import click
 import torch
 
 from benchmarks import epoch, overhead, serving, target
-from src.learning import data
+from benchmarks.errors import in_one_line
 from src.lifecycle import store
 from src.lifecycle.provenance import code_digest, machine, versions
 
@@ -25,10 +25,8 @@ def main(parts: tuple[str, ...], repeats: int, keep: bool) -> None:
     click.echo(f"{machine(torch.device('cpu'))}, load {os.getloadavg()[0]:.1f}: other work beside this one spoils it")
     for part in parts or PARTS:
         click.echo(f"{part}:")
-        try:
+        with in_one_line():
             measured = PARTS[part](repeats)
-        except data.DataError as error:
-            raise click.ClickException(str(error)) from None
         if keep:
             kept = json.loads(RESULT.read_text()) if RESULT.exists() else {}
             same = {"machine": machine(torch.device("cpu")), "versions": versions(), "code": code_digest("step4")}

@@ -19,6 +19,7 @@ from joblib import Parallel, delayed
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.errors import in_one_line
 from src.learning import data, train
 from src.learning.evaluate import evaluate
 from src.learning.recipe import Recipe
@@ -264,14 +265,11 @@ def main(seeds: int, jobs: int, show: bool, names: tuple[str, ...]) -> None:
     missing = [(name, seed) for name in wanted for seed in range(seeds) if (name, seed) not in done]
     if refused := sorted(closed & {name for name, _ in missing}):
         raise click.ClickException(f"{', '.join(refused)}: measured by other code; to ask again, give it another name")
-    try:
-        data.load("mnist")
-    except data.DataError as error:
-        raise click.ClickException(str(error)) from None
-    lines = Parallel(jobs, return_as="generator_unordered")(delayed(measure)(*pair, 1, code) for pair in missing)
-    for found in tqdm(lines, total=len(missing), unit="run"):
-        with RUNS.open("a") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
+    runs = Parallel(jobs, return_as="generator_unordered")(delayed(measure)(*pair, 1, code) for pair in missing)
+    with in_one_line():
+        for found in tqdm(runs, total=len(missing), unit="run"):
+            with RUNS.open("a") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.errors import in_one_line
 from src.learning import data
 from src.learning.evaluate import percent
-from src.learning.recipe import ParameterError
 from src.lifecycle import predict, store, verify
-from src.lifecycle.messages import one_line
 from src.lifecycle.provenance import versions
 
 RESULT = Path(__file__).parents[1] / "results" / "written.json"
@@ -64,22 +63,14 @@ def accuracies(model, images: np.ndarray, labels: np.ndarray, kinds: Sequence[tu
 
 @click.command()
 @click.option("--model", default="models:/mnist-cnn@champion", show_default=True, help="URI of the model to ask")
-@click.option(
-    "--images",
-    type=click.IntRange(len(KINDS), 10_000),
-    default=10_000,
-    show_default=True,
-    help="how many",
-)
+@click.option("--images", type=click.IntRange(len(KINDS), 10_000), default=10_000, show_default=True, help="how many")
 @click.option("--keep/--no-keep", default=True, show_default=True, help="write results/written.json")
 def main(model: str, images: int, keep: bool) -> None:
     """Compare the model's accuracy on MNIST's test images with that on the same images as files."""
     store.connect()
-    try:
+    with in_one_line():
         mnist = data.load("mnist")
         loaded, lineage = predict.load(model)
-    except (data.DataError, ParameterError, predict.PredictError) as error:
-        raise click.ClickException(one_line(str(error))) from None
     found = accuracies(loaded, mnist.test_images[:images].numpy(), mnist.test_labels[:images].numpy(), KINDS)
     for name, accuracy in found.items():
         click.echo(f"{accuracy:6.2f} %  {name}")

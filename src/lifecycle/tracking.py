@@ -261,7 +261,9 @@ def log_repeat(summary: Mapping[str, object], figure: Figure) -> None:
     mlflow.log_figure(figure, "seeds.png")
     spreads = {f"{name}_{part}": value for name, parts in summary["spread"].items() for part, value in parts.items()}
     counts = {name: summary[name] for name in ("seeds", "passed", "failed") if name in summary}
-    rates = dict(zip(("pass_rate", "pass_rate_low", "pass_rate_high"), summary.get("pass_rate", ()), strict=False))
+    rates = {}
+    if "pass_rate" in summary:
+        rates = dict(zip(("pass_rate", "pass_rate_low", "pass_rate_high"), summary["pass_rate"], strict=True))
     mlflow.log_metrics({**spreads, **counts, **rates})
 
 
