@@ -1,4 +1,7 @@
-"""`make bench`: this project against the notebook's way, in one run; the figures are kept in results/benchmark.json."""
+"""`make bench`: this project against the notebook's way, in one run; the figures are kept in results/benchmark.json.
+
+A part is measured in one run, and says of which code it is; parts may be of different days.
+"""
 
 import json
 import os
@@ -29,10 +32,9 @@ def main(parts: tuple[str, ...], repeats: int, keep: bool) -> None:
             measured = PARTS[part](repeats)
         if keep:
             kept = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-            same = {"machine": machine(torch.device("cpu")), "versions": versions(), "code": code_digest("step4")}
-            if any(kept.get(name) != value for name, value in same.items()):
-                kept = {}  # what was measured on another machine, or of a training of other code, goes
-            RESULT.write_text(json.dumps(kept | measured | same, indent=1) + "\n")
+            of = {"machine": machine(torch.device("cpu")), "versions": versions(), "code": code_digest("step4")}
+            kept |= measured | {"measured": kept.get("measured", {}) | {part: of}}
+            RESULT.write_text(json.dumps(kept, indent=1) + "\n")
             click.echo(f"kept in {RESULT}")
 
 

@@ -1,6 +1,7 @@
 """What the tests share: the data, stores of their own, and copies of the project to run in."""
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -16,8 +17,10 @@ from torch import nn
 
 from benchmarks.programs import with_programs
 from src.learning import data, train
+from src.learning.kernels import fast_kernels
 from src.learning.recipe import Recipe
 from src.lifecycle.store import connect
+from steps import step3
 
 ROOT = Path(__file__).parents[1]
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
@@ -151,7 +154,8 @@ def at_once(*tasks):
 
 
 def copy_project(folder: Path) -> Path:
-    """What a fresh clone of the working tree would hold."""
+    """What a fresh clone of the working tree would hold, and the compiled loops: each would compile them for itself."""
+    compile_loops()
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
@@ -159,8 +163,18 @@ def copy_project(folder: Path) -> Path:
     for file in filter(None, files):
         if (ROOT / file).exists():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / file, folder / file)
+            shutil.copy2(ROOT / file, folder / file)  # compiled loops fit the source of one time and size
+    for compiled in (ROOT / "src/learning/__pycache__").glob("loops.*.nb?"):
+        (folder / "src/learning/__pycache__").mkdir(parents=True, exist_ok=True)
+        shutil.copy2(compiled, folder / "src/learning/__pycache__")
     return folder
+
+
+@functools.cache
+def compile_loops() -> None:
+    """Have Numba compile, where that is not done yet, and keep what the steps use."""
+    with fast_kernels(network := step3.Network()):
+        network(torch.zeros(2, 1, 28, 28)).sum().backward()
 
 
 class Project:
