@@ -56,7 +56,7 @@ def code_digest(step: str) -> str:
 
 def versions() -> dict[str, str]:
     """Those that the figures depend on."""
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "mlflow")}
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numba", "mlflow")}
     return {"python": platform.python_version(), **packages}
 
 
