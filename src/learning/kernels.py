@@ -74,11 +74,13 @@ def _stretch(layers: Sequence[nn.Module], values: object) -> list[nn.Module]:
     count, *others = values.shape
     shape, stretch = (*others, count), []
     for layer in layers:
-        watched = any(vars(layer)[hooks] for hooks in HOOKS) or "forward" in vars(layer)
-        known = type(layer) in WAYS and all(parameter.dtype == values.dtype for parameter in layer.parameters())
-        shape = WAYS[type(layer)].shape(layer, shape) if known and not watched and 0 not in shape else None
         changes_input = not stretch and getattr(layer, "inplace", False)  # of maps batch last it would change a copy
-        if shape is None or changes_input:
+        watched = any(vars(layer)[hooks] for hooks in HOOKS) or "forward" in vars(layer)
+        if type(layer) not in WAYS or changes_input or watched or 0 in shape:
+            break
+        alike = all(parameter.dtype == values.dtype for parameter in layer.parameters())
+        shape = WAYS[type(layer)].shape(layer, shape) if alike else None
+        if shape is None:
             break
         stretch.append(layer)
     return stretch if any(isinstance(layer, nn.Conv2d) for layer in stretch) else []
