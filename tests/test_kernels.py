@@ -202,14 +202,42 @@ def test_what_backward_needs_may_not_be_changed_in_place():
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_the_input_may_not_be_changed_in_place_where_it_is_read_again(count):
-    network = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False))
-    maps = torch.rand(1, 9, 9, count).permute(3, 0, 1, 2)  # batch last
+def test_the_input_may_be_changed_before_backward(count):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU()).double()
+    maps = torch.rand(1, 9, 9, count, dtype=torch.float64).permute(3, 0, 1, 2)  # batch last
+    plain = outcome(network, maps)
+    network.zero_grad()
     with fast_kernels(network):
-        loss = network(maps).sum()
+        loss = network(maps).pow(2).sum()
         maps.zero_()
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            loss.backward()
+        loss.backward()
+    torch.testing.assert_close(network[0].weight.grad, plain[1][1])
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU(), nn.Dropout(0.5)])
+@pytest.mark.parametrize("count", [1, 4])
+def test_what_comes_in_stays_as_it_is(layer, count):
+    """Inside a stretch these layers compute in place."""
+    network = nn.Sequential(layer, nn.Conv2d(1, 4, 3, bias=False), layer).double()
+    maps = torch.randn(1, 9, 9, count, dtype=torch.float64).permute(3, 0, 1, 2)  # batch last, as inside
+    gradient = torch.randn(4, 7, 7, count, dtype=torch.float64).permute(3, 0, 1, 2)
+    before = maps.clone(), gradient.clone()
+    with fast_kernels(network):
+        made = network(maps)
+        assert is_by_loops(made)
+        made.backward(gradient)
+    assert torch.equal(maps, before[0])
+    assert torch.equal(gradient, before[1])
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_maps_a_power_of_two_apart_are_as_others(kernel):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(20, 24, kernel, bias=False), nn.Conv2d(24, 40, kernel, groups=2, bias=False))
+    maps = torch.randn(16, 20, 8, 8, dtype=torch.float64)
+    plain = outcome(network.double(), maps)
+    with fast_kernels(network):
+        torch.testing.assert_close(outcome(network, maps), plain)
 
 
 def test_backward_takes_the_layers_as_forward_did():
@@ -334,6 +362,16 @@ def test_dropout_drops_its_share_and_scales_the_rest(share):
     assert ((dropped == 0).double().mean() - share).abs() < 4 * (share * (1 - share) / values.numel()) ** 0.5 + 2**-16
     torch.testing.assert_close(dropped[dropped > 0].unique(), torch.tensor([1 / (1 - share)]))
     torch.testing.assert_close(values.grad, dropped)
+
+
+def test_a_gradient_passes_where_neither_a_relu_nor_dropout_stops_it():
+    network, values = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Dropout(0.5)), torch.randn(9, 1, 9, 9)
+    nn.init.ones_(network[0].weight)
+    with fast_kernels(network):
+        dropped = network(values.requires_grad_())
+        (gradient,) = torch.autograd.grad(dropped.sum(), values)
+    assert 0 < (dropped > 0).sum() < (values > 0).sum()
+    assert torch.equal(gradient, 2.0 * (dropped > 0))
 
 
 def test_dropouts_seed_decides():

@@ -1,5 +1,6 @@
 """A small network's layers, computed faster on a CPU: whole stretches of them at once, by loops on maps batch last."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
@@ -14,13 +15,14 @@ from torch.autograd.function import once_differentiable
 from src.learning import loops
 
 MOST_CHANNELS = 64  # of a convolution, for the loops to be faster than torch's products of matrices
+CACHE_WAYS, CACHE_SPAN = 16, 1024  # so many lines of memory, so many values apart, can be in the fastest caches at once
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 Shape = tuple[int, int, int, int]  # of maps, batch last: channels, height, width, images
 Arrays = tuple[np.ndarray, ...]  # gradients: in the order of a layer's parameters
 
 
 class Way(NamedTuple):
-    """How a kind of layer computes on maps that lie batch last, (C, H, W, N)."""
+    """How a kind of layer computes on maps that lie batch last, (C, H, W, N); it may write into those it is given."""
 
     shape: Callable[[nn.Module, Shape], Shape | None]  # what it makes of such maps; None: that is left to torch
     forward: Callable[[nn.Module, np.ndarray], tuple[np.ndarray, Arrays]]  # maps → maps, and what backward needs
@@ -60,7 +62,7 @@ def _sequence(sequence: nn.Sequential, input: object) -> object:  # its name is 
     while layers:
         if stretch := _stretch(layers, input):
             layers = layers[len(stretch) :]
-            parameters = [parameter for layer in stretch for parameter in layer.parameters()]
+            parameters = [parameter for layer in stretch for parameter in _parameters(layer)]
             input = _Stretch.apply(input, stretch, torch.is_grad_enabled(), *parameters)
         else:
             input = layers.pop(0)(input)
@@ -78,7 +80,7 @@ def _stretch(layers: Sequence[nn.Module], values: object) -> list[nn.Module]:
         watched = any(vars(layer)[hooks] for hooks in HOOKS) or "forward" in vars(layer)
         if type(layer) not in WAYS or changes_input or watched or 0 in shape:
             break
-        alike = all(parameter.dtype == values.dtype for parameter in layer.parameters())
+        alike = all(parameter.dtype == values.dtype for parameter in _parameters(layer))
         shape = WAYS[type(layer)].shape(layer, shape) if alike else None
         if shape is None:
             break
@@ -86,21 +88,25 @@ def _stretch(layers: Sequence[nn.Module], values: object) -> list[nn.Module]:
     return stretch if any(isinstance(layer, nn.Conv2d) for layer in stretch) else []
 
 
+def _parameters(layer: nn.Module) -> list[nn.Parameter]:
+    """The layer's own: `layer.parameters()` looks for layers within, which takes longer than some of them compute."""
+    return [parameter for parameter in layer._parameters.values() if parameter is not None]
+
+
 class _Stretch(torch.autograd.Function):
     """Several layers, one after the other, by their ways."""
 
     @staticmethod
     def forward(ctx, values: Tensor, layers: list[nn.Module], learns: bool, *parameters: Tensor) -> Tensor:
-        maps, ctx.layers, kept = values.permute(1, 2, 3, 0).contiguous().numpy(), layers, []
-        same = maps.ctypes.data == values.data_ptr()
+        maps, ctx.layers, kept = _batch_last(values), layers, []
         for layer in layers:
             maps, needed = WAYS[type(layer)].forward(layer, maps)
             kept.append(needed if learns else ())
         made = torch.from_numpy(maps.transpose(3, 0, 1, 2))
         ctx.numbers = [len(needed) for needed in kept]
         # Torch frees what it is given to save, and raises when that was changed before backward reads it: therefore the
-        # parameters, and input and result where what is kept is the same memory.
-        seen = [*parameters, *([values] if same else []), *([made] if kept[-1] and kept[-1][0] is maps else [])]
+        # parameters, and the result where what is kept is the same memory.
+        seen = [*parameters, *([made] if kept[-1] and kept[-1][0] is maps else [])]
         ctx.save_for_backward(*(torch.from_numpy(array) for needed in kept for array in needed), *seen)
         return made
 
@@ -109,13 +115,18 @@ class _Stretch(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         kept = [[next(saved).detach().numpy() for _ in range(number)] for number in ctx.numbers]
-        change, gradients = gradient.permute(1, 2, 3, 0).contiguous().numpy(), []
+        change, gradients = _batch_last(gradient), []
         for number, layer in reversed(list(enumerate(ctx.layers))):
             needed = number > 0 or ctx.needs_input_grad[0]
             change, its = WAYS[type(layer)].backward(layer, kept[number], change, needed)
             gradients[:0] = map(torch.from_numpy, its)
         before = None if change is None else torch.from_numpy(change.transpose(3, 0, 1, 2))
         return before, None, None, *gradients
+
+
+def _batch_last(values: Tensor) -> np.ndarray:
+    """A copy, as the layers' ways may write into what they are given."""
+    return values.detach().permute(1, 2, 3, 0).clone(memory_format=torch.contiguous_format).numpy()
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:
@@ -130,69 +141,86 @@ def _convolution_shape(layer: nn.Conv2d, shape: Shape) -> Shape | None:
 
 
 def _convolution(layer: nn.Conv2d, maps: np.ndarray) -> tuple[np.ndarray, Arrays]:
-    weight = layer.weight.detach().numpy()
-    return _convolve(maps, weight, layer.groups), (maps, weight)
+    weight, margin = layer.weight.detach().numpy(), _margin(maps.shape, layer.weight.shape)
+    around = _surround(maps, margin, margin)
+    return _convolve(around, weight, layer.groups, margin), (around, weight)
 
 
 def _convolution_gradient(layer, kept, gradient, needed) -> tuple[np.ndarray | None, Arrays]:
-    (maps, weight), groups = kept, layer.groups
-    places = _places(maps.shape, weight.shape, groups)
-    sums = np.zeros((gradient.shape[1], len(weight), places.shape[1]), maps.dtype)
-    loops.kernel_gradient(maps, gradient, places, sums)
-    own = sums.sum(0)[:, : weight[0].size].reshape(weight.shape)
+    (around, weight), groups = kept, layer.groups
+    outputs, inputs, down, right = weight.shape
+    margin = (around.shape[1] - gradient.shape[1] - (down - 1)) // 2
+    places = _places(around.shape, weight.shape, groups, margin)
+    sums = np.zeros((gradient.shape[1], outputs, places.shape[1]), gradient.dtype)
+    loops.kernel_gradient(around, gradient, places, sums)
+    own = sums.sum(0)[:, : inputs * down * right].reshape(weight.shape)
     if not needed:
         return None, (own,)
-    outputs, inputs, down, right = weight.shape
     turned = weight.reshape(groups, outputs // groups, inputs, down, right).swapaxes(1, 2)[..., ::-1, ::-1]
-    around = gradient
-    if down > 1 or right > 1:
-        channels, height, width, count = gradient.shape
-        around = np.empty((channels, height + 2 * (down - 1), width + 2 * (right - 1), count), maps.dtype)
-        loops.surround(gradient, around)
-    return _convolve(around, turned.reshape(groups * inputs, outputs // groups, down, right), groups), (own,)
+    turned = turned.reshape(groups * inputs, outputs // groups, down, right)
+    margin = _margin(gradient.shape, turned.shape)
+    around = _surround(gradient, down - 1 + margin, right - 1 + margin)
+    return _convolve(around, turned, groups, margin), (own,)
 
 
-def _convolve(maps: np.ndarray, weight: np.ndarray, groups: int) -> np.ndarray:
+def _margin(maps: Shape, weight: tuple[int, ...]) -> int:
+    """A row and a column around maps that would otherwise lie so far apart that all want the same lines of a cache."""
+    return 1 if weight[1] > CACHE_WAYS and math.prod(maps[1:]) % CACHE_SPAN == 0 else 0
+
+
+def _surround(maps: np.ndarray, above: int, before: int) -> np.ndarray:
+    if not (above or before):
+        return maps
+    channels, height, width, count = maps.shape
+    around = np.empty((channels, height + 2 * above, width + 2 * before, count), maps.dtype)
+    loops.surround(maps, around)
+    return around
+
+
+def _convolve(maps: np.ndarray, weight: np.ndarray, groups: int, margin: int) -> np.ndarray:
+    """Convolve what is inside the maps' margin."""
     (_, height, width, count), (channels, _, down, right) = maps.shape, weight.shape
-    places = _places(maps.shape, weight.shape, groups)
+    places = _places(maps.shape, weight.shape, groups, margin)
     kernels = np.zeros((channels, places.shape[1]), maps.dtype)
     kernels[:, : weight[0].size] = weight.reshape(channels, -1)
-    made = np.empty((channels, height - down + 1, width - right + 1, count), maps.dtype)
+    made = np.empty((channels, height - 2 * margin - down + 1, width - 2 * margin - right + 1, count), maps.dtype)
     loops.convolve(maps, kernels, places, made)
     return made
 
 
 @lru_cache(maxsize=256)
-def _places(maps: Shape, weight: tuple[int, ...], groups: int) -> np.ndarray:
+def _places(maps: Shape, weight: tuple[int, ...], groups: int, margin: int) -> np.ndarray:
     """Where in such flat maps the values of such a kernel meet the first pixel of the first image: (groups, T)."""
     (channels, height, width, count), (down, right) = maps, weight[2:]
-    first = np.arange(channels * height * width).reshape(groups, -1, height, width)[..., :down, :right]
+    pixels = np.arange(channels * height * width).reshape(groups, -1, height, width)
+    first = pixels[..., margin : margin + down, margin : margin + right]
     places = first.reshape(groups, -1) * count
     return np.pad(places, ((0, 0), (0, -places.shape[1] % loops.TAPS)), mode="edge")
 
 
 def _normalisation_shape(layer: nn.BatchNorm2d, shape: Shape) -> Shape | None:
     usual = layer.training and layer.affine and layer.track_running_stats and layer.num_batches_tracked is not None
-    return shape if usual and shape[0] == layer.num_features and np.prod(shape[1:]) > 1 else None
+    return shape if usual and shape[0] == layer.num_features and math.prod(shape[1:]) > 1 else None
 
 
 def _normalisation(layer: nn.BatchNorm2d, maps: np.ndarray) -> tuple[np.ndarray, Arrays]:
     weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
     made, mean, variance = np.empty_like(maps), np.empty_like(weight), np.empty_like(weight)
     loops.normalise(maps, weight, bias, layer.eps, made, mean, variance)
-    layer.num_batches_tracked += 1
+    layer.num_batches_tracked.add_(1)
     momentum = 1 / layer.num_batches_tracked.item() if layer.momentum is None else layer.momentum
     count = maps.size // len(maps)
     for running, now in (layer.running_mean, mean), (layer.running_var, variance * (count / (count - 1))):
-        running.lerp_(torch.from_numpy(now), momentum)
+        values = running.numpy()
+        values += momentum * (now - values)
     return made, (maps, weight, mean, 1 / np.sqrt(variance + maps.dtype.type(layer.eps)))
 
 
 def _normalisation_gradient(layer, kept, gradient, needed) -> tuple[np.ndarray, Arrays]:
     maps, weight, mean, scale = kept
-    made, own = np.empty_like(maps), (np.empty_like(mean), np.empty_like(mean))
-    loops.normalise_gradient(maps, gradient, weight, mean, scale, made, *own)
-    return made, own
+    own = np.empty_like(mean), np.empty_like(mean)
+    loops.normalise_gradient(maps, weight, mean, scale, gradient, *own)
+    return gradient, own
 
 
 def _same_shape(layer: nn.Module, shape: Shape) -> Shape:
@@ -200,15 +228,13 @@ def _same_shape(layer: nn.Module, shape: Shape) -> Shape:
 
 
 def _rectification(layer: nn.ReLU, maps: np.ndarray) -> tuple[np.ndarray, Arrays]:
-    made = np.empty_like(maps)
-    loops.rectify(maps, made)
-    return made, (made,)
+    loops.rectify(maps)
+    return maps, (maps,)
 
 
 def _rectification_gradient(layer, kept, gradient, needed) -> tuple[np.ndarray, Arrays]:
-    made = np.empty_like(gradient)
-    loops.rectify_gradient(kept[0], gradient, made)
-    return made, ()
+    loops.rectify_gradient(kept[0], gradient)
+    return gradient, ()
 
 
 def _pool_shape(layer: nn.MaxPool2d, shape: Shape) -> Shape | None:
@@ -248,9 +274,9 @@ def _dropout_gradient(layer, kept, gradient, needed) -> tuple[np.ndarray, Arrays
 
 
 def _drop(bits: np.ndarray, share: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    made = np.empty_like(maps)
-    loops.drop(maps, bits, round((share.item() - 0.5) * 2**16), 1 / (1 - share.item()), made)
-    return made
+    """In place: of a ReLU before, which keeps these maps, no value that is dropped has a gradient either."""
+    loops.drop(bits, round((share.item() - 0.5) * 2**16), 1 / (1 - share.item()), maps)
+    return maps
 
 
 WAYS = {

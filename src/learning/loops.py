@@ -2,7 +2,8 @@
 
 Maps lie batch last, (C, H, W, N): the innermost loops run over a row's pixels of all images, one long vector however
 few the channels are. Each thread has rows or channels of its own, and each sum one order, so that the number of threads
-changes no result. Arrays are contiguous and of one floating-point type; each function writes into its last ones.
+changes no result. Arrays are contiguous and of one floating-point type; each function writes into its last ones, and
+what is made one value from one value takes the place of what it was made of.
 """
 
 import numba
@@ -134,12 +135,11 @@ def normalise(maps, weight, bias, eps, made, mean, variance):
 
 
 @compiled
-def normalise_gradient(maps, gradient, weight, mean, scale, made, weight_gradient, bias_gradient):
+def normalise_gradient(maps, weight, mean, scale, gradient, weight_gradient, bias_gradient):
     """The gradients of `normalise`; the scale (C,) is one over the standard deviation."""
-    flat, slopes, into = maps.reshape(len(maps), -1), gradient.reshape(len(maps), -1), made.reshape(len(maps), -1)
-    number = maps.dtype.type
+    flat, slopes, number = maps.reshape(len(maps), -1), gradient.reshape(len(maps), -1), maps.dtype.type
     for c in prange(len(maps)):
-        values, slope, change, centre = flat[c], slopes[c], into[c], mean[c]
+        values, slope, centre = flat[c], slopes[c], mean[c]
         total = products = 0.0
         for start in range(0, len(values), BLOCK):
             part, product = number(0), number(0)
@@ -152,7 +152,7 @@ def normalise_gradient(maps, gradient, weight, mean, scale, made, weight_gradien
         steep, offset = weight[c] * scale[c], number(total / len(values))
         tilt = number(products * scale[c] ** 2 / len(values))
         for i in range(len(values)):
-            change[i] = steep * (slope[i] - offset - tilt * (values[i] - centre))
+            slope[i] = steep * (slope[i] - offset - tilt * (values[i] - centre))
 
 
 @compiled
@@ -185,25 +185,24 @@ def pool_gradient(gradient, places, made):
 
 
 @compiled
-def rectify(maps, made):
+def rectify(maps):
     """A ReLU; what is not a number stays so."""
-    flat, into = maps.ravel(), made.ravel()
+    flat = maps.ravel()
     for i in prange(len(flat)):
-        into[i] = 0 if flat[i] < 0 else flat[i]
+        flat[i] = 0 if flat[i] < 0 else flat[i]
 
 
 @compiled
-def rectify_gradient(results, gradient, made):
+def rectify_gradient(results, gradient):
     """The gradient of `rectify`, whose results these were."""
-    flat, slopes, into = results.ravel(), gradient.ravel(), made.ravel()
+    flat, slopes = results.ravel(), gradient.ravel()
     for i in prange(len(flat)):
-        into[i] = 0 if flat[i] <= 0 else slopes[i]
+        slopes[i] = 0 if flat[i] <= 0 else slopes[i]
 
 
 @compiled
-def drop(maps, bits, threshold, scale, made):
+def drop(bits, threshold, scale, maps):
     """Zeros where the bits, int16 of as many values, are below the threshold, and the others scaled."""
-    flat, into = maps.ravel(), made.ravel()
-    number = maps.dtype.type
+    flat, number = maps.ravel(), maps.dtype.type
     for i in prange(len(flat)):
-        into[i] = flat[i] * (number(scale) if bits[i] >= threshold else number(0))  # what is not a number stays so
+        flat[i] *= number(scale) if bits[i] >= threshold else number(0)  # what is not a number stays so
