@@ -2,8 +2,8 @@
 
 Maps lie batch last, (C, H, W, N): the innermost loops run over a row's pixels of all images, one long vector however
 few the channels are. Each thread has rows or channels of its own, and each sum one order, so that the number of threads
-changes no result. Arrays are contiguous and of one floating-point type; each function writes into its last ones, and
-what is made one value from one value takes the place of what it was made of.
+changes no result. Arrays are contiguous and of one floating-point type; each function writes into its last ones, which
+for ReLU, dropout and the gradient of batch normalisation are also what it reads.
 """
 
 import numba
@@ -136,7 +136,7 @@ def normalise(maps, weight, bias, eps, made, mean, variance):
 
 @compiled
 def normalise_gradient(maps, weight, mean, scale, gradient, weight_gradient, bias_gradient):
-    """The gradients of `normalise`; the scale (C,) is one over the standard deviation."""
+    """The gradients of `normalise`, that of the maps in place; the scale (C,) is one over the standard deviation."""
     flat, slopes, number = maps.reshape(len(maps), -1), gradient.reshape(len(maps), -1), maps.dtype.type
     for c in prange(len(maps)):
         values, slope, centre = flat[c], slopes[c], mean[c]
