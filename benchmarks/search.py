@@ -188,6 +188,10 @@ CANDIDATES = {
     "separable 48 to 24, own statistics": decayed(TAPERED, lr=0.15),
     "separable 48, early, 10 epochs, own statistics": decayed(EARLY_48, epochs=10, lr=0.15),
     "separable 48, early, own statistics": decayed(EARLY_48, lr=0.15),
+    # A learning rate that falls sooner:
+    "separable 48, early, quadratic": decayed(EARLY_48, lr=0.15, schedule="quadratic", rise=0.1),
+    "separable 48, early, cubic": decayed(EARLY_48, lr=0.15, schedule="cubic", rise=0.1),
+    "separable 48, early, cubic, rise 0.2": decayed(EARLY_48, lr=0.15, schedule="cubic"),
 }
 
 

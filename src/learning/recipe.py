@@ -17,7 +17,7 @@ BOUNDS = {
     "target": {"low": 0, "high": 100},
 }  # of what users may give, too
 
-Schedule = Literal["constant", "step", "one-cycle"]
+Schedule = Literal["constant", "step", "one-cycle", "quadratic", "cubic"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Recipe:
 
     epochs: int = 20
     batch_size: int = 128  # images an update
-    lr: float = 0.01  # learning rate; the peak of a one-cycle schedule
-    schedule: Schedule = "constant"  # one-cycle: Smith and Topin, 2017
-    rise: float = 0.2  # share of the updates in which one-cycle climbs to its peak
+    lr: float = 0.01  # learning rate; the peak of a schedule that climbs
+    schedule: Schedule = "constant"  # one-cycle: Smith and Topin, 2017; quadratic, cubic: it falls by that power
+    rise: float = 0.2  # share of the updates in which one-cycle, quadratic and cubic climb to their peak
     step_epochs: int = 6  # the step schedule divides the learning rate by ten this often
     momentum: float = 0.9
     nesterov: bool = False

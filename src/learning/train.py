@@ -6,12 +6,13 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR, StepLR
+from torch.optim.lr_scheduler import ConstantLR, LambdaLR, LRScheduler, OneCycleLR, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
@@ -107,12 +108,19 @@ def start(network: nn.Module, recipe: Recipe, dataset: Dataset, seed: int, devic
         "constant": lambda: ConstantLR(optimizer, factor=1),
         "step": lambda: StepLR(optimizer, step_size=recipe.step_epochs * updates, gamma=0.1),
         "one-cycle": lambda: OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=rise, cycle_momentum=False),
+        "quadratic": lambda: LambdaLR(optimizer, partial(share_of_peak, rise=rise, total=total, power=2)),
+        "cubic": lambda: LambdaLR(optimizer, partial(share_of_peak, rise=rise, total=total, power=3)),
     }[recipe.schedule]()
     average = None
     if recipe.averaging:
         decay = 1 - 1 / max(1, recipe.averaging * -(-updates // AVERAGE_EVERY))
         average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(decay))
     return Training(classifier, optimizer, scheduler, average, torch.Generator().manual_seed(seed))
+
+
+def share_of_peak(update: int, rise: float, total: int, power: int) -> float:
+    """A learning rate in shares of its peak: it climbs in a line for that share of all updates, and falls by a power."""
+    return min((update + 1) / (rise * total), ((total - update) / (total - rise * total)) ** power)
 
 
 def fit(training: Training, recipe: Recipe, dataset: Dataset) -> Iterator[dict[str, float]]:
