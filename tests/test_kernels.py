@@ -193,12 +193,36 @@ def test_what_follows_may_compute_in_place():
     torch.testing.assert_close(made, plain)
 
 
-def test_what_backward_needs_may_not_be_changed_in_place():
-    network = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU())
+def test_backward_does_not_mind_what_becomes_of_the_result():
+    network, maps = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU()).double(), torch.randn(2, 1, 9, 9).double()
+    network(maps).sum().backward()
+    plain, network[0].weight.grad = network[0].weight.grad, None
     with fast_kernels(network):
-        made = network(torch.rand(2, 1, 9, 9)).add_(1)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            made.sum().backward()
+        network(maps).add_(1).sum().backward()
+    torch.testing.assert_close(network[0].weight.grad, plain)
+
+
+def test_results_and_gradients_are_not_written_to_again():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+    one, two = torch.randn(2, 2, 1, 9, 9)
+    one.requires_grad_()
+    with fast_kernels(network):
+        (made := network(one)).sum().backward()
+        found = [made, one.grad, *(parameter.grad for parameter in network.parameters())]
+        before = [tensor.detach().clone() for tensor in found]
+        network.zero_grad()
+        network(two).pow(2).sum().backward()
+    assert all(map(torch.equal, found, before))
+
+
+def test_what_is_retained_is_for_no_longer_than_the_next_pass():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False))
+    with fast_kernels(network):
+        loss = network(torch.rand(2, 1, 9, 9)).sum()
+        loss.backward(retain_graph=True)
+        network(torch.rand(2, 1, 9, 9))
+        with pytest.raises(RuntimeError, match="another pass forward"):
+            loss.backward()
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -119,7 +119,7 @@ def start(network: nn.Module, recipe: Recipe, dataset: Dataset, seed: int, devic
 
 
 def share_of_peak(update: int, rise: float, total: int, power: int) -> float:
-    """A learning rate in shares of its peak: it climbs in a line for that share of all updates, and falls by a power."""
+    """A learning rate, as a share of its peak: it climbs in a line for so many of all updates, and falls by a power."""
     return min((update + 1) / (rise * total), ((total - update) / (total - rise * total)) ** power)
 
 
