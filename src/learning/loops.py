@@ -39,31 +39,38 @@ def convolve(maps, kernels, places, made):
     for y in prange(height):
         for start in range(0, width * count, BLOCK):
             size = min(BLOCK, width * count - start)
-            for d in range(channels):
-                row = rows[d, y, start:]
-                for i in range(size):
-                    row[i] = 0
             for group in range(len(places)):
                 for tap in range(0, places.shape[1], TAPS):
                     a0, a1, a2, b0, b1, b2, c0, c1, c2 = fields(flat[y * next_row + start :], places[group, tap:])
                     for d in range(group * of_group, (group + 1) * of_group):
                         row, k = rows[d, y, start:], kernels[d, tap:]
                         k0, k1, k2, k3, k4, k5, k6, k7, k8 = k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8]
-                        for i in range(size):
-                            a = k0 * a0[i] + k1 * a1[i] + k2 * a2[i]
-                            b = k3 * b0[i] + k4 * b1[i] + k5 * b2[i]
-                            c = k6 * c0[i] + k7 * c1[i] + k8 * c2[i]
-                            row[i] += a + b + c
+                        if tap == 0:
+                            for i in range(size):
+                                a = k0 * a0[i] + k1 * a1[i] + k2 * a2[i]
+                                b = k3 * b0[i] + k4 * b1[i] + k5 * b2[i]
+                                c = k6 * c0[i] + k7 * c1[i] + k8 * c2[i]
+                                row[i] = a + b + c
+                        else:
+                            for i in range(size):
+                                a = k0 * a0[i] + k1 * a1[i] + k2 * a2[i]
+                                b = k3 * b0[i] + k4 * b1[i] + k5 * b2[i]
+                                c = k6 * c0[i] + k7 * c1[i] + k8 * c2[i]
+                                row[i] += a + b + c
 
 
 @compiled
-def kernel_gradient(maps, gradient, places, sums):
-    """Add each row's share, (H', D, T), in the gradient of the kernels; given is that of what `convolve` made."""
+def kernel_gradient(maps, gradient, places, sums, own):
+    """The kernels' own gradient, (D, I * h * w), given that of what `convolve` made; sums (H', D, T) are each row's."""
     flat, next_row = maps.ravel(), maps.shape[2] * maps.shape[3]
     channels, height, width, count = gradient.shape
     rows = gradient.reshape(channels, height, width * count)
     of_group = channels // len(places)
     for y in prange(height):
+        for d in range(channels):
+            row = sums[y, d]
+            for tap in range(len(row)):
+                row[tap] = 0
         for start in range(0, width * count, BLOCK):
             size = min(BLOCK, width * count - start)
             for group in range(len(places)):
@@ -92,27 +99,42 @@ def kernel_gradient(maps, gradient, places, sums):
                         k[6] += k6
                         k[7] += k7
                         k[8] += k8
+    for d in range(channels):
+        whole = own[d]
+        for tap in range(len(whole)):
+            whole[tap] = sums[0, d, tap]
+        for y in range(1, height):
+            row = sums[y, d]
+            for tap in range(len(whole)):
+                whole[tap] += row[tap]
 
 
 @compiled
 def surround(maps, made):
     """Put zeros around maps, on every side as many as there is room for."""
-    above, before = (made.shape[1] - maps.shape[1]) // 2, (made.shape[2] - maps.shape[2]) // 2 * maps.shape[3]
-    rows, into = maps.reshape(len(maps), maps.shape[1], -1), made.reshape(len(made), made.shape[1], -1)
-    for c in prange(len(made)):
-        for y in range(made.shape[1]):
+    channels, height, width, count = maps.shape
+    above, before = (made.shape[1] - height) // 2, (made.shape[2] - width) // 2 * count
+    rows, into = maps.reshape(channels, height, width * count), made.reshape(channels, made.shape[1], -1)
+    for y in prange(made.shape[1]):
+        inside = above <= y < above + height
+        for c in range(channels):
             row = into[c, y]
-            for i in range(len(row)):
+            for i in range(before if inside else len(row)):
                 row[i] = 0
-        for y in range(maps.shape[1]):
-            row, values = into[c, above + y, before:], rows[c, y]
-            for i in range(len(values)):
-                row[i] = values[i]
+            if inside:
+                values, middle, after = rows[c, y - above], row[before:], row[before + width * count :]
+                for i in range(len(values)):
+                    middle[i] = values[i]
+                for i in range(len(after)):
+                    after[i] = 0
 
 
 @compiled
-def normalise(maps, weight, bias, eps, made, mean, variance):
-    """Batch normalisation; mean and variance (C,) are the batch's own, of sums in double precision."""
+def normalise(maps, weight, bias, eps, momentum, rectifies, running_mean, running_variance, made, mean, scale):
+    """Batch normalisation, and a ReLU if it `rectifies`; the scale (C,) is one over the batch's standard deviation.
+
+    Sums are in double precision, of blocks in the maps' own.
+    """
     flat, into, number = maps.reshape(len(maps), -1), made.reshape(len(maps), -1), maps.dtype.type
     for c in prange(len(maps)):
         values, results = flat[c], into[c]
@@ -128,18 +150,30 @@ def normalise(maps, weight, bias, eps, made, mean, variance):
             for i in range(start, min(start + BLOCK, len(values))):
                 part += (values[i] - centre) ** 2
             squares += part
-        mean[c], variance[c] = centre, squares / len(values)
-        slope, shift = number(weight[c] / np.sqrt(squares / len(values) + eps)), bias[c]
-        for i in range(len(values)):
-            results[i] = slope * (values[i] - centre) + shift
+        variance = squares / len(values)
+        mean[c], scale[c] = centre, 1 / np.sqrt(variance + eps)
+        running_mean[c] += momentum * (centre - running_mean[c])
+        running_variance[c] += momentum * (squares / (len(values) - 1) - running_variance[c])
+        slope, shift = weight[c] * scale[c], bias[c]
+        if rectifies:
+            for i in range(len(values)):
+                result = slope * (values[i] - centre) + shift
+                results[i] = 0 if result < 0 else result  # what is not a number stays so
+        else:
+            for i in range(len(values)):
+                results[i] = slope * (values[i] - centre) + shift
 
 
 @compiled
-def normalise_gradient(maps, weight, mean, scale, gradient, weight_gradient, bias_gradient):
-    """The gradients of `normalise`, that of the maps in place; the scale (C,) is one over the standard deviation."""
+def normalise_gradient(maps, results, rectifies, weight, mean, scale, gradient, weight_gradient, bias_gradient):
+    """The gradients of `normalise`, whose results these were; that of the maps in place."""
     flat, slopes, number = maps.reshape(len(maps), -1), gradient.reshape(len(maps), -1), maps.dtype.type
+    made = results.reshape(len(maps), -1)
     for c in prange(len(maps)):
-        values, slope, centre = flat[c], slopes[c], mean[c]
+        values, result, slope, centre = flat[c], made[c], slopes[c], mean[c]
+        if rectifies:
+            for i in range(len(values)):
+                slope[i] = 0 if result[i] <= 0 else slope[i]
         total = products = 0.0
         for start in range(0, len(values), BLOCK):
             part, product = number(0), number(0)
@@ -158,8 +192,8 @@ def normalise_gradient(maps, weight, mean, scale, gradient, weight_gradient, bia
 @compiled
 def pool(maps, made, places):
     """The largest of each square of four, and which of them it was, int8."""
-    for c in prange(len(made)):
-        for y in range(made.shape[1]):
+    for y in prange(made.shape[1]):
+        for c in range(made.shape[0]):
             for x in range(made.shape[2]):
                 most, place = made[c, y, x], places[c, y, x]
                 top, bottom = maps[c, 2 * y], maps[c, 2 * y + 1]
@@ -174,8 +208,8 @@ def pool(maps, made, places):
 @compiled
 def pool_gradient(gradient, places, made):
     """The gradient of `pool`, which made these places."""
-    for c in prange(len(gradient)):
-        for y in range(gradient.shape[1]):
+    for y in prange(gradient.shape[1]):
+        for c in range(gradient.shape[0]):
             for x in range(gradient.shape[2]):
                 slope, place = gradient[c, y, x], places[c, y, x]
                 for here in range(4):
@@ -187,22 +221,32 @@ def pool_gradient(gradient, places, made):
 @compiled
 def rectify(maps):
     """A ReLU; what is not a number stays so."""
-    flat = maps.ravel()
-    for i in prange(len(flat)):
-        flat[i] = 0 if flat[i] < 0 else flat[i]
+    rows = maps.reshape(maps.shape[0], maps.shape[1], -1)
+    for y in prange(rows.shape[1]):
+        for c in range(len(rows)):
+            values = rows[c, y]
+            for i in range(len(values)):
+                values[i] = 0 if values[i] < 0 else values[i]
 
 
 @compiled
 def rectify_gradient(results, gradient):
     """The gradient of `rectify`, whose results these were."""
-    flat, slopes = results.ravel(), gradient.ravel()
-    for i in prange(len(flat)):
-        slopes[i] = 0 if flat[i] <= 0 else slopes[i]
+    made = results.reshape(results.shape[0], results.shape[1], -1)
+    slopes = gradient.reshape(made.shape)
+    for y in prange(made.shape[1]):
+        for c in range(len(made)):
+            values, slope = made[c, y], slopes[c, y]
+            for i in range(len(values)):
+                slope[i] = 0 if values[i] <= 0 else slope[i]
 
 
 @compiled
 def drop(bits, threshold, scale, maps):
-    """Zeros where the bits, int16 of as many values, are below the threshold, and the others scaled."""
-    flat, number = maps.ravel(), maps.dtype.type
-    for i in prange(len(flat)):
-        flat[i] *= number(scale) if bits[i] >= threshold else number(0)  # what is not a number stays so
+    """Zeros where the bits, int16 (C, H, W * N), are below the threshold, and the others scaled."""
+    rows, number = maps.reshape(maps.shape[0], maps.shape[1], -1), maps.dtype.type
+    for y in prange(rows.shape[1]):
+        for c in range(len(rows)):
+            values, chances = rows[c, y], bits[c, y]
+            for i in range(len(values)):
+                values[i] *= number(scale) if chances[i] >= threshold else number(0)  # what is not a number stays so
