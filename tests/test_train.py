@@ -91,6 +91,11 @@ def test_an_epoch_is_plain_stochastic_gradient_descent(some_digits):
         (Recipe(epochs=4, batch_size=72, lr=0.1, schedule="step", step_epochs=2), [0.1, 0.1, 0.01, 0.01]),
         # one-cycle of 11 updates, rising for 5: from a twenty-fifth, by cosine to the peak, and down to nearly nothing
         (Recipe(epochs=10, batch_size=144, lr=0.1, schedule="one-cycle", rise=0.5), None),
+        # rising for two of six updates; then the rest of the way to the end, squared and cubed
+        (Recipe(epochs=6, batch_size=144, lr=0.1, schedule="quadratic", rise=1/3),
+         [0.05, 0.1, 0.1, 0.1 * 0.75**2, 0.1 * 0.5**2, 0.1 * 0.25**2]),
+        (Recipe(epochs=6, batch_size=144, lr=0.1, schedule="cubic", rise=1/3),
+         [0.05, 0.1, 0.1, 0.1 * 0.75**3, 0.1 * 0.5**3, 0.1 * 0.25**3]),
     ],
 )  # fmt: skip
 def test_schedules(recipe, expected, some_digits):
