@@ -2,10 +2,7 @@
 
 import contextlib
 import copy
-import os
 import re
-import subprocess
-import sys
 
 import numba
 import pytest
@@ -13,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src.learning import loops
 from src.learning.kernels import fast_kernels
 from steps import step1, step2, step3, step4
 
@@ -410,32 +406,3 @@ def test_dropouts_seed_decides():
         assert not torch.equal(network(values), once)
         torch.manual_seed(1)
         assert torch.equal(network(values), once)
-
-
-TRAINING = """
-import hashlib, torch
-from src.learning.kernels import fast_kernels
-from steps.step4 import Network
-torch.manual_seed(0)
-network = Network()
-with fast_kernels(network):
-    for _ in range(3):
-        network(torch.rand(32, 1, 28, 28)).square().sum().backward()
-gradients = b"".join(parameter.grad.numpy().tobytes() for parameter in network.parameters())
-from src.learning import loops
-loaded = [name for name, loop in vars(loops).items() if hasattr(loop, "stats") and loop.stats.cache_hits]
-print(hashlib.sha256(gradients).hexdigest(), *sorted(loaded))
-"""
-
-
-def test_the_process_that_finds_no_compiled_loops_computes_as_later_ones(tmp_path):
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    first, second = (
-        subprocess.run([sys.executable, "-c", TRAINING], env=environment, capture_output=True, text=True, check=True)
-        for _ in range(2)
-    )
-    assert "compiling" in first.stderr
-    assert "compiling" not in second.stderr
-    assert first.stdout == second.stdout
-    loaded = [name for name, loop in vars(loops).items() if hasattr(loop, "stats") and name != "fields"]
-    assert first.stdout.split()[1:] == sorted(loaded)

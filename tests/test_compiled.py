@@ -1,0 +1,39 @@
+"""The compiled loops come from the cache, in the process that fills it, too."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.learning import loops
+
+TRAINING = """
+import hashlib, torch
+from src.learning.kernels import fast_kernels
+from steps.step4 import Network
+torch.manual_seed(0)
+network = Network()
+with fast_kernels(network):
+    for _ in range(3):
+        network(torch.rand(32, 1, 28, 28)).square().sum().backward()
+gradients = b"".join(parameter.grad.numpy().tobytes() for parameter in network.parameters())
+from src.learning import loops
+loaded = [name for name, loop in vars(loops).items() if hasattr(loop, "stats") and loop.stats.cache_hits]
+print(hashlib.sha256(gradients).hexdigest(), *sorted(loaded))
+"""
+
+
+@pytest.mark.slow
+def test_the_process_that_finds_no_compiled_loops_computes_as_later_ones(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command, root = [sys.executable, "-c", TRAINING], Path(__file__).parents[1]
+    first, second = (
+        subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True) for _ in range(2)
+    )
+    assert "compiling" in first.stderr
+    assert "compiling" not in second.stderr
+    assert first.stdout == second.stdout
+    loaded = [name for name, loop in vars(loops).items() if hasattr(loop, "stats") and name != "fields"]
+    assert first.stdout.split()[1:] == sorted(loaded)
