@@ -31,13 +31,19 @@ def fast_kernels(network: nn.Module) -> Iterator[None]:
             undo.callback(numba.set_num_threads, numba.get_num_threads())
             numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
             torch.set_num_threads(1)
-            for dtype in {parameter.dtype for parameter in network.parameters()} & DTYPES:
-                load_loops(dtype)
+            load_kernels(network)
             for layer in network.modules():
                 if type(layer) is nn.Sequential and "forward" not in vars(layer):
                     layer.forward = _Sequence(layer)
                     undo.callback(delattr, layer, "forward")
         yield
+
+
+def load_kernels(network: nn.Module) -> None:
+    """Load what `fast_kernels` needs for the network: a second, and twenty where it was not compiled before."""
+    if _is_small(network):
+        for dtype in {parameter.dtype for parameter in network.parameters()} & DTYPES:
+            load_loops(dtype)
 
 
 def _is_small(network: nn.Module) -> bool:
