@@ -242,7 +242,9 @@ def table() -> str:
         lowest = spread([min(line["validation_accuracy"][-5:]) for line in found])
         seconds = median(second for line in found for second in line["seconds"])
         changes = [
-            f"{field} {value:g}" for field, value in asdict(candidate.recipe).items() if value != getattr(RECIPE, field)
+            f"{field} {value}" if isinstance(value, str) else f"{field} {value:g}"
+            for field, value in asdict(candidate.recipe).items()
+            if value != getattr(RECIPE, field)
         ]
         label = name if views == ONE else f"{name}, {views}"
         lines.append(
