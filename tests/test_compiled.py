@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-from src.learning import loops
+from src.learning import loops, train
 
 TRAINING = """
 import hashlib, torch
@@ -28,12 +28,32 @@ print(hashlib.sha256(gradients).hexdigest(), *sorted(loaded))
 @pytest.mark.slow
 def test_the_process_that_finds_no_compiled_loops_computes_as_later_ones(tmp_path):
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    command, root = [sys.executable, "-c", TRAINING], Path(__file__).parents[1]
+    command = [sys.executable, "-c", TRAINING]
     first, second = (
-        subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True) for _ in range(2)
+        subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True) for _ in range(2)
     )
     assert "compiling" in first.stderr
     assert "compiling" not in second.stderr
     assert first.stdout == second.stdout
     loaded = [name for name, loop in vars(loops).items() if hasattr(loop, "stats") and name != "fields"]
     assert first.stdout.split()[1:] == sorted(loaded)
+
+
+THREADS = """
+import numba, torch
+from src.learning.kernels import fast_kernels
+from steps.step4 import Network
+torch.set_num_threads(1)
+for _ in range(2):
+    with fast_kernels(Network()):
+        print(numba.get_num_threads())
+    print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(train.cores() < 2, reason="with one core there is but one number of threads")
+def test_the_first_use_in_a_process_keeps_to_torchs_threads():
+    command = [sys.executable, "-c", THREADS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"] * 4

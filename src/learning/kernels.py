@@ -27,23 +27,18 @@ def fast_kernels(network: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as undo:
         if _is_small(network):
-            undo.callback(torch.set_num_threads, torch.get_num_threads())
+            threads = torch.get_num_threads()  # asked before Numba starts its own, which changes torch's number
+            undo.callback(torch.set_num_threads, threads)
             undo.callback(numba.set_num_threads, numba.get_num_threads())
-            numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
             torch.set_num_threads(1)
-            load_kernels(network)
+            for dtype in {parameter.dtype for parameter in network.parameters()} & DTYPES:
+                load_loops(dtype)
             for layer in network.modules():
                 if type(layer) is nn.Sequential and "forward" not in vars(layer):
                     layer.forward = _Sequence(layer)
                     undo.callback(delattr, layer, "forward")
         yield
-
-
-def load_kernels(network: nn.Module) -> None:
-    """Load what `fast_kernels` needs for the network: a second, and twenty where it was not compiled before."""
-    if _is_small(network):
-        for dtype in {parameter.dtype for parameter in network.parameters()} & DTYPES:
-            load_loops(dtype)
 
 
 def _is_small(network: nn.Module) -> bool:

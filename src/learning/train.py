@@ -20,7 +20,7 @@ from src.learning.augment import augment
 from src.learning.classifier import Classifier
 from src.learning.data import Dataset
 from src.learning.evaluate import BATCH, evaluate, percent
-from src.learning.kernels import fast_kernels, load_kernels
+from src.learning.kernels import fast_kernels
 from src.learning.recipe import ParameterError, Recipe
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -134,7 +134,8 @@ def fit(training: Training, recipe: Recipe, dataset: Dataset) -> Iterator[dict[s
     classifier, device = training.classifier, training.classifier.mean.device
     images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
     test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
-    load_kernels(classifier)  # here, so that the first epoch takes no longer than the others
+    with fast_kernels(classifier):
+        pass  # they are loaded here, so that the first epoch takes no longer than the others
     for epoch in range(len(training.history) + 1, recipe.epochs + 1):
         started = time.perf_counter()
         classifier.train()
