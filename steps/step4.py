@@ -4,8 +4,8 @@ Target: Every one of the last five of at most 15 epochs at or above 99.4 % of th
 parameters.
 
 Result: 99.56 ± 0.04 % of the test images at the end, best epoch 99.58 ± 0.04 %, lowest of the last five 99.51 ± 0.03 %,
-10.4 ± 1.4 of 15 epochs at or above 99.4 %; 10 seeds, 14.6 s an epoch by 1 thread on 2 × Intel(R) Xeon(R) Processor, torch
-2.14.1.
+10.4 ± 1.4 of 15 epochs at or above 99.4 %; 10 seeds, 14.6 s an epoch by 1 thread on 2 × Intel(R) Xeon(R) Processor,
+torch 2.14.1.
 
 Analysis: Dropout goes, and weight decay takes its place. After the pool, a 3×3 convolution of each channel by itself
 and a 1×1 over the channels take the place of one 3×3 over all, so that the same number of parameters makes three times
