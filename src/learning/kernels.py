@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from src.learning.compiled import load_loops
+from src.learning.loading import load_loops
 from src.learning.stages import STAGES, Plan, is_plain
 
 DTYPES = {torch.float32, torch.float64}
@@ -60,16 +60,19 @@ class _Sequence:
             if stretch := _stretch(layers, input):
                 layers = layers[len(stretch) :]
                 parameters = [parameter for layer in stretch for parameter in _parameters(layer)]
-                input = _Stretch.apply(input, self._plan(stretch, input, parameters), *parameters)
+                input = _Stretch.apply(input, *self._plan(stretch, input, parameters), *parameters)
             else:
                 input = layers.pop(0)(input)
         return input
 
-    def _plan(self, stretch: list[nn.Module], values: Tensor, parameters: list[nn.Parameter]) -> Plan:
+    def _plan(
+        self, stretch: list[nn.Module], values: Tensor, parameters: list[nn.Parameter]
+    ) -> tuple[Plan, list[Plan]]:
+        """A plan, and where it goes when no backward waits for it any more."""
         learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (values, *parameters))
         places = [parameter.data_ptr() for parameter in parameters]
         idle = self.idle[*map(id, stretch), *places, values.shape, values.dtype, learns]
-        return idle.pop() if idle else Plan(stretch, values, learns, idle)
+        return idle.pop() if idle else Plan(stretch, values, learns), idle
 
 
 def _stretch(layers: Sequence[nn.Module], values: object) -> list[nn.Module]:
@@ -101,16 +104,21 @@ class _Stretch(torch.autograd.Function):
     """Several layers, one after the other, by a plan."""
 
     @staticmethod
-    def forward(ctx, values: Tensor, plan: Plan, *parameters: Tensor) -> Tensor:
-        ctx.plan, ctx.passed = plan, plan.passed + 1
+    def forward(ctx, values: Tensor, plan: Plan, idle: list[Plan], *parameters: Tensor) -> Tensor:
+        made = plan.forward(values)
+        ctx.plan, ctx.idle, ctx.passes = plan, idle, plan.passes
         ctx.save_for_backward(*parameters)  # torch raises when they were changed, or freed, before backward
-        return plan.forward(values)
+        if not plan.memory.learns:
+            idle.append(plan)
+        return made
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         plan, _ = ctx.plan, ctx.saved_tensors
-        if plan.passed != ctx.passed:
+        if plan.passes != ctx.passes:
             raise RuntimeError("backward after another pass forward has overwritten what an earlier backward retained")
         change, gradients = plan.backward(gradient, ctx.needs_input_grad[0])
-        return change, None, *gradients
+        if plan not in ctx.idle:  # it is there when this is a second backward, of what was retained
+            ctx.idle.append(plan)
+        return change, None, None, *gradients
