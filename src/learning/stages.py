@@ -180,16 +180,16 @@ class Normalisation:
     def __init__(self, layer: nn.BatchNorm2d, shape: Shape, made: Shape, memory: Memory):
         self.layer, self.made, self.rectifies = layer, memory.kept(made), False
         self.weight, self.bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+        self.batches = layer.num_batches_tracked.numpy()
+        self.running = layer.running_mean.numpy(), layer.running_var.numpy()
         self.mean, self.scale = np.empty_like(self.weight), np.empty_like(self.weight)
 
     def forward(self, maps: np.ndarray) -> np.ndarray:
         layer, self.maps, self.results = self.layer, maps, self.made()
-        passed = layer.num_batches_tracked.numpy()
-        passed += 1
-        momentum = 1 / int(passed) if layer.momentum is None else float(layer.momentum)
-        running = layer.running_mean.numpy(), layer.running_var.numpy()
+        self.batches += 1
+        momentum = 1 / int(self.batches) if layer.momentum is None else float(layer.momentum)
         given = maps, self.weight, self.bias, float(layer.eps), momentum, self.rectifies
-        loops.normalise(*given, *running, self.results, self.mean, self.scale)
+        loops.normalise(*given, *self.running, self.results, self.mean, self.scale)
         return self.results
 
     def backward(self, gradient: np.ndarray, needed: bool) -> tuple[np.ndarray, Arrays]:
