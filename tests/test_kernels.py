@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import gc
 import re
+import weakref
 
 import numba
 import pytest
@@ -10,7 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src.learning import kernels
 from src.learning.kernels import fast_kernels
+from src.learning.stages import Plan
 from steps import step1, step2, step3, step4
 
 
@@ -89,6 +93,55 @@ def test_the_steps_are_computed_by_loops():
             while node.next_functions and (node := node.next_functions[0][0]):
                 names.append(node.name())
         assert any("_Stretch" in name for name in names), step.__name__
+        assert not any(layer in name for name in names for layer in ("Conv", "BatchNorm", "Relu", "MaxPool")), names
+
+
+def test_training_is_torchs_update_after_update(digits):
+    """With another number of images in between, as an epoch's last batch has."""
+    torch.manual_seed(0)
+    network = step4.Network().double()
+    plain = copy.deepcopy(network)
+    images, labels = digits.train_images[:96, None].double() / 255, digits.train_labels[:96]
+    for one, way in ((plain, contextlib.nullcontext), (network, fast_kernels)):
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.05, momentum=0.9)
+        with way(one):
+            for first, last in ((0, 32), (32, 64), (64, 80), (0, 32)):
+                optimizer.zero_grad()
+                F.cross_entropy(one(images[first:last]), labels[first:last]).backward()
+                optimizer.step()
+    torch.testing.assert_close(network.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_results_and_statistics_are_torchs(mode, digits):
+    torch.manual_seed(0)
+    network = step4.Network().double()
+    plain = copy.deepcopy(network)
+    one, two = digits.train_images[:64, None].double().split(32)
+    with mode():
+        expected = [plain(images) for images in (one, two)]
+    with fast_kernels(network):
+        with mode():
+            first = network(one)
+        with torch.no_grad():
+            second = network(two)
+    torch.testing.assert_close([first, second], expected)
+    torch.testing.assert_close(network.state_dict(), plain.state_dict())
+
+
+def test_nothing_that_was_computed_in_stays_in_memory(monkeypatch):
+    plans = weakref.WeakSet()
+    monkeypatch.setattr(kernels, "Plan", lambda *given: plans.add(plan := Plan(*given)) or plan)
+    network = step4.Network()
+    gc.disable()  # not to wait until it finds them
+    with fast_kernels(network):
+        network(torch.rand(2, 1, 28, 28)).sum().backward()
+        with torch.no_grad():
+            network(torch.rand(2, 1, 28, 28))
+        assert len(plans) > 1
+    found = len(plans)
+    gc.enable()
+    assert found == 0
 
 
 def test_of_equal_values_the_first_is_the_largest():
@@ -106,8 +159,8 @@ def test_sums_are_as_exact_as_torchs():
     maps = torch.full((1000, 1, 28, 28), 0.1)
     maps[:, :, :9] = torch.rand(1000, 1, 9, 28)
     exact = copy.deepcopy(network).double()(maps.double())
-    for kernels in (contextlib.nullcontext, fast_kernels):
-        with kernels(network):
+    for way in (contextlib.nullcontext, fast_kernels):
+        with way(network):
             torch.testing.assert_close(network(maps).double(), exact, atol=5e-6, rtol=0)
 
 
@@ -388,14 +441,18 @@ def test_dropout_drops_its_share_and_scales_the_rest(share):
     torch.testing.assert_close(values.grad, dropped)
 
 
-def test_a_gradient_passes_where_neither_a_relu_nor_dropout_stops_it():
-    network, values = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Dropout(0.5)), torch.randn(9, 1, 9, 9)
-    nn.init.ones_(network[0].weight)
+@pytest.mark.parametrize("between", [[], [nn.BatchNorm2d(1)]], ids=["", "BatchNorm2d"])
+def test_a_gradient_passes_where_neither_a_relu_nor_dropout_stops_it(between):
+    network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), *between, nn.ReLU(), nn.Dropout(0.5)).double()
+    values = torch.randn(9, 1, 9, 9, dtype=torch.float64).requires_grad_()
     with fast_kernels(network):
-        dropped = network(values.requires_grad_())
-        (gradient,) = torch.autograd.grad(dropped.sum(), values)
-    assert 0 < (dropped > 0).sum() < (values > 0).sum()
-    assert torch.equal(gradient, 2.0 * (dropped > 0))
+        dropped = network(values)
+        (gradient,) = torch.autograd.grad(dropped.pow(2).sum(), values)
+    rectified = network[:-1](values)
+    assert 0 < (dropped > 0).sum() < (rectified > 0).sum()
+    torch.testing.assert_close(dropped, 2.0 * rectified * (dropped > 0))
+    (expected,) = torch.autograd.grad((2.0 * rectified * (dropped > 0)).pow(2).sum(), values)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_dropouts_seed_decides():

@@ -1,7 +1,7 @@
 """A small network's layers, computed faster on a CPU: whole stretches of them at once, by loops on maps batch last."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import numba
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from src.learning.compiled import load_loops
+from src.learning.loading import load_loops
 from src.learning.stages import STAGES, Plan, is_plain
 
 DTYPES = {torch.float32, torch.float64}
@@ -52,39 +52,63 @@ class _Sequence:
 
     def __init__(self, layers: nn.Sequential):
         self.layers = layers
+        self.stretches: dict[tuple, tuple[list[nn.Module], tuple[nn.Module, ...]]] = {}
         self.idle: dict[tuple, list[Plan]] = defaultdict(list)  # plans that no backward waits for
 
     def __call__(self, input: object) -> object:  # its name is torch's
         layers = list(self.layers)
         while layers:
-            if stretch := _stretch(layers, input):
+            if stretch := self._stretch(layers, input):
                 layers = layers[len(stretch) :]
-                parameters = [parameter for layer in stretch for parameter in _parameters(layer)]
-                input = _Stretch.apply(input, self._plan(stretch, input, parameters), *parameters)
+                parameters = [parameter for layer in stretch for parameter in _own(layer._parameters)]
+                input = _Stretch.apply(input, *self._plan(stretch, input, parameters), *parameters)
             else:
                 input = layers.pop(0)(input)
         return input
 
-    def _plan(self, stretch: list[nn.Module], values: Tensor, parameters: list[nn.Parameter]) -> Plan:
+    def _stretch(self, layers: list[nn.Module], values: object) -> list[nn.Module]:
+        """What `_stretch` finds, which takes longer than some layers compute: it is kept, with what it depends on."""
+        if not isinstance(values, Tensor):
+            return []
+        key = values.shape, values.dtype, *map(_state, layers)
+        if key not in self.stretches:
+            self.stretches[key] = _stretch(layers, values), tuple(layers)  # so that no other gets their ids
+        return self.stretches[key][0]
+
+    def _plan(
+        self, stretch: list[nn.Module], values: Tensor, parameters: list[nn.Parameter]
+    ) -> tuple[Plan, list[Plan]]:
+        """A plan, and where it goes when no backward waits for it any more."""
         learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (values, *parameters))
-        places = [parameter.data_ptr() for parameter in parameters]
+        buffers = [buffer for layer in stretch for buffer in _own(layer._buffers)]
+        places = [tensor.data_ptr() for tensor in (*parameters, *buffers)]
         idle = self.idle[*map(id, stretch), *places, values.shape, values.dtype, learns]
-        return idle.pop() if idle else Plan(stretch, values, learns, idle)
+        return idle.pop() if idle else Plan(stretch, values, learns), idle
 
 
-def _stretch(layers: Sequence[nn.Module], values: object) -> list[nn.Module]:
+def _own(tensors: dict[str, Tensor | None]) -> list[Tensor]:
+    """A layer's own parameters or buffers: `layer.parameters()` looks for layers within, which takes much longer."""
+    return [tensor for tensor in tensors.values() if tensor is not None]
+
+
+def _state(layer: nn.Module) -> tuple[int, bool, bool]:
+    """What may change from pass to pass: the layer, its mode, and whether something else is to see what it computes."""
+    own = vars(layer)
+    return id(layer), own["training"], "forward" in own or any([own[hooks] for hooks in HOOKS])  # noqa: C419
+
+
+def _stretch(layers: list[nn.Module], values: Tensor) -> list[nn.Module]:
     """The first layers, up to one that the loops cannot take."""
-    if not isinstance(values, Tensor) or values.dim() != 4 or values.dtype not in DTYPES:
+    if values.dim() != 4 or values.dtype not in DTYPES:
         return []
     count, *others = values.shape
     shape, stretch = (*others, count), []
     for layer in layers:
-        own = vars(layer)
-        changes_input = not stretch and own.get("inplace")  # of maps batch last it would change a copy
-        watched = "forward" in own or any(own[hooks] for hooks in HOOKS)
+        *_, watched = _state(layer)
+        changes_input = not stretch and getattr(layer, "inplace", False)  # of maps batch last it would change a copy
         if type(layer) not in STAGES or changes_input or watched or 0 in shape:
             break
-        alike = all(parameter.dtype == values.dtype for parameter in _parameters(layer))
+        alike = all(parameter.dtype == values.dtype for parameter in _own(layer._parameters))
         shape = STAGES[type(layer)].shape(layer, shape) if alike else None
         if shape is None:
             break
@@ -92,25 +116,25 @@ def _stretch(layers: Sequence[nn.Module], values: object) -> list[nn.Module]:
     return stretch if any(isinstance(layer, nn.Conv2d) for layer in stretch) else []
 
 
-def _parameters(layer: nn.Module) -> list[nn.Parameter]:
-    """The layer's own: `layer.parameters()` looks for layers within, which takes longer than some of them compute."""
-    return [parameter for parameter in layer._parameters.values() if parameter is not None]
-
-
 class _Stretch(torch.autograd.Function):
     """Several layers, one after the other, by a plan."""
 
     @staticmethod
-    def forward(ctx, values: Tensor, plan: Plan, *parameters: Tensor) -> Tensor:
-        ctx.plan, ctx.passed = plan, plan.passed + 1
+    def forward(ctx, values: Tensor, plan: Plan, idle: list[Plan], *parameters: Tensor) -> Tensor:
+        made = plan.forward(values)
+        ctx.plan, ctx.idle, ctx.passes = plan, idle, plan.passes
         ctx.save_for_backward(*parameters)  # torch raises when they were changed, or freed, before backward
-        return plan.forward(values)
+        if not plan.memory.learns:
+            idle.append(plan)
+        return made
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         plan, _ = ctx.plan, ctx.saved_tensors
-        if plan.passed != ctx.passed:
+        if plan.passes != ctx.passes:
             raise RuntimeError("backward after another pass forward has overwritten what an earlier backward retained")
         change, gradients = plan.backward(gradient, ctx.needs_input_grad[0])
-        return change, None, *gradients
+        if plan not in ctx.idle:  # it is there when this is a second backward, of what was retained
+            ctx.idle.append(plan)
+        return change, None, None, *gradients

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -20,14 +20,14 @@ Arrays = tuple[np.ndarray, ...]  # gradients: in the order of a layer's paramete
 class Plan:
     """A stretch of layers for maps of one shape, with the arrays that it computes in, pass after pass.
 
-    While a backward is to come it is not idle, so that no other pass overwrites what that needs.
+    A pass forward overwrites what the one before it kept for backward; `passes` tells which one's that is.
     """
 
-    def __init__(self, layers: list[nn.Module], values: Tensor, learns: bool, idle: "list[Plan]"):
+    def __init__(self, layers: list[nn.Module], values: Tensor, learns: bool):
         count, *others = values.shape
-        self.given = torch.empty(shape := (*others, count), dtype=values.dtype)
-        self.memory = Memory(self.given.numpy().dtype, learns)
-        self.idle, self.passed, self.stages = idle, 0, []  # passed: how many times forward
+        shape, dtype = (*others, count), torch.empty(0, dtype=values.dtype).numpy().dtype
+        self.layers, self.given, self.memory = layers, np.empty(shape, dtype), Memory(dtype, learns)
+        self.stages, self.passes = [], 0
         for layer in layers:
             made = STAGES[type(layer)].shape(layer, shape)
             if type(layer) is nn.ReLU and self.stages and type(self.stages[-1]) is Normalisation:
@@ -37,14 +37,12 @@ class Plan:
             shape = made
 
     def forward(self, values: Tensor) -> Tensor:
-        self.passed += 1
-        count = len(values)
-        self.given.view(-1, count).copy_(values.detach().reshape(count, -1).t())  # torch is fastest on two dimensions
-        maps = self.given.numpy()
+        self.passes += 1
+        maps, count = self.given, len(values)
+        flat = torch.from_numpy(maps).view(-1, count)  # in two dimensions torch is fastest
+        flat.copy_(values.detach().reshape(count, -1).t())
         for stage in self.stages:
             maps = stage.forward(maps)
-        if not self.memory.learns:
-            self.idle.append(self)
         return torch.from_numpy(maps.transpose(3, 0, 1, 2)).clone()
 
     def backward(self, gradient: Tensor, needed: bool) -> tuple[Tensor | None, list[Tensor]]:
@@ -54,8 +52,6 @@ class Plan:
         for number, stage in reversed(list(enumerate(self.stages))):
             change, its = stage.backward(change, needed or number > 0)
             gradients[:0] = map(torch.from_numpy, its)
-        if self not in self.idle:  # a second backward, of what was retained
-            self.idle.append(self)
         return None if change is None else torch.from_numpy(change.transpose(3, 0, 1, 2)).clone(), gradients
 
 
@@ -67,12 +63,11 @@ class Memory:
         self._pair, self._turn = [np.empty(0, dtype), np.empty(0, dtype)], 0
 
     def kept(self, shape: Shape) -> Callable[[], np.ndarray]:
-        """What gives, in every pass forward, an array for what backward needs; if there is none, any other array."""
-        array = np.empty(shape, self.dtype) if self.learns else None
-        return partial(self.another, shape) if array is None else lambda: array
+        """What gives an array of its own, always the same, if there will be a backward; if not, another of the pair."""
+        return cache(partial(np.empty, shape, self.dtype)) if self.learns else partial(self.another, shape)
 
     def another(self, shape: Shape) -> np.ndarray:
-        """Not the array that was given last, but maybe the one before that."""
+        """The one of a pair that was not given last."""
         self._turn, size = 1 - self._turn, math.prod(shape)
         if self._pair[self._turn].size < size:
             self._pair[self._turn] = np.empty(size, self.dtype)
@@ -179,21 +174,22 @@ class Normalisation:
     @staticmethod
     def shape(layer: nn.BatchNorm2d, shape: Shape) -> Shape | None:
         usual = layer.training and layer.affine and layer.track_running_stats and layer.num_batches_tracked is not None
-        return shape if usual and shape[0] == layer.num_features and math.prod(shape[1:]) > 1 else None
+        alike = usual and layer.running_mean.dtype == layer.running_var.dtype == layer.weight.dtype
+        return shape if alike and shape[0] == layer.num_features and math.prod(shape[1:]) > 1 else None
 
     def __init__(self, layer: nn.BatchNorm2d, shape: Shape, made: Shape, memory: Memory):
         self.layer, self.made, self.rectifies = layer, memory.kept(made), False
         self.weight, self.bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+        self.batches = layer.num_batches_tracked.numpy()
+        self.running = layer.running_mean.numpy(), layer.running_var.numpy()
         self.mean, self.scale = np.empty_like(self.weight), np.empty_like(self.weight)
 
     def forward(self, maps: np.ndarray) -> np.ndarray:
         layer, self.maps, self.results = self.layer, maps, self.made()
-        passed = layer.num_batches_tracked.numpy()
-        passed += 1
-        momentum = 1 / int(passed) if layer.momentum is None else layer.momentum
-        running = layer.running_mean.numpy(), layer.running_var.numpy()
-        given = maps, self.weight, self.bias, layer.eps, momentum, self.rectifies
-        loops.normalise(*given, *running, self.results, self.mean, self.scale)
+        self.batches += 1
+        momentum = 1 / int(self.batches) if layer.momentum is None else float(layer.momentum)
+        given = maps, self.weight, self.bias, float(layer.eps), momentum, self.rectifies
+        loops.normalise(*given, *self.running, self.results, self.mean, self.scale)
         return self.results
 
     def backward(self, gradient: np.ndarray, needed: bool) -> tuple[np.ndarray, Arrays]:
@@ -249,12 +245,11 @@ class Dropout:
 
     def __init__(self, layer: nn.Dropout, shape: Shape, made: Shape, memory: Memory):
         """Of 16 random bits a value, not a float: four times fewer draws, and a rate exact to 1/65,536."""
-        self.layer, self.draws = layer, torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64)
-        bits = self.draws.view(torch.int16).numpy()  # uniform in ±2¹⁵
-        self.bits = bits[: math.prod(shape)].reshape(*shape[:2], -1)
+        self.layer, self.draws = layer, np.empty(-(-math.prod(shape) // 4), np.int64)
+        self.bits = self.draws.view(np.int16)[: math.prod(shape)].reshape(*shape[:2], -1)  # uniform in ±2¹⁵
 
     def forward(self, maps: np.ndarray) -> np.ndarray:
-        self.draws.random_(-(2**63), None)  # all 64 bits
+        torch.from_numpy(self.draws).random_(-(2**63), None)  # all 64 bits
         self.share = self.layer.p
         return self._drop(maps)
 

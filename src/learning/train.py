@@ -135,7 +135,7 @@ def fit(training: Training, recipe: Recipe, dataset: Dataset) -> Iterator[dict[s
     images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
     test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
     with fast_kernels(classifier):
-        pass  # they are loaded here, so that the first epoch takes no longer than the others
+        pass  # the loops are loaded now, or compiled, so that the first epoch takes no longer than the others
     for epoch in range(len(training.history) + 1, recipe.epochs + 1):
         started = time.perf_counter()
         classifier.train()

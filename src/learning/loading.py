@@ -1,17 +1,15 @@
 """The loops as Numba's cache has them, whatever process compiled them."""
 
+import os
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import torch
 from numba.core import event
 from torch import nn
 
 from src.learning.stages import Plan
-
-ROOT = Path(__file__).parents[2]
 
 
 class _Missing(Exception):
@@ -37,19 +35,19 @@ def load_loops(dtype: torch.dtype) -> None:
     """
     try:
         with event.install_listener("numba:compile", _Refusal()):
-            use_loops(dtype)
+            call_every_loop(dtype)
     except _Missing:
-        print("compiling the loops of training for this processor: once, for half a minute at most", file=sys.stderr)
-        code = f"import torch; from {__name__} import use_loops; use_loops({dtype})"
-        # In a session of its own it does not hear Ctrl-C, but is ended by the process that waits for it.
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, start_new_session=True)
-        use_loops(dtype)
+        print("compiling the loops of training for this processor, once: some twenty seconds", file=sys.stderr)
+        code = f"import torch; from {__name__} import call_every_loop; call_every_loop({dtype})"
+        # In a session of its own it does not hear Ctrl-C, but is ended by the process that waits for it and does.
+        command, path = [sys.executable, "-c", code], os.pathsep.join(map(os.path.abspath, sys.path))
+        subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True, start_new_session=True)
+        call_every_loop(dtype)
 
 
-def use_loops(dtype: torch.dtype) -> None:
+def call_every_loop(dtype: torch.dtype) -> None:
     """Call every loop, with such numbers."""
     with torch.random.fork_rng(devices=[]):
         layers = [nn.Conv2d(1, 1, 2, bias=False), nn.ReLU(), nn.BatchNorm2d(1), nn.Dropout(), nn.MaxPool2d(2)]
-        values = torch.ones(1, 1, 3, 3, dtype=dtype)
-        plan = Plan([layer.to(dtype) for layer in layers], values, True, [])
-        plan.backward(plan.forward(values), True)
+        plan = Plan([layer.to(dtype) for layer in layers], values := torch.ones(1, 1, 3, 3, dtype=dtype), learns=True)
+        plan.backward(plan.forward(values), needed=True)

@@ -5,9 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 from src.learning import loops, train
+from src.learning.loading import load_loops
+
+LOOPS = [name for name, loop in vars(loops).items() if hasattr(loop, "stats") and name != "fields"]  # that is inlined
 
 TRAINING = """
 import hashlib, torch
@@ -25,6 +29,12 @@ print(hashlib.sha256(gradients).hexdigest(), *sorted(loaded))
 """
 
 
+def test_every_loop_is_loaded():
+    load_loops(torch.float64)
+    for name in LOOPS:
+        assert any("float64" in str(signature) for signature in getattr(loops, name).signatures), name
+
+
 @pytest.mark.slow
 def test_the_process_that_finds_no_compiled_loops_computes_as_later_ones(tmp_path):
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
@@ -35,8 +45,7 @@ def test_the_process_that_finds_no_compiled_loops_computes_as_later_ones(tmp_pat
     assert "compiling" in first.stderr
     assert "compiling" not in second.stderr
     assert first.stdout == second.stdout
-    loaded = [name for name, loop in vars(loops).items() if hasattr(loop, "stats") and name != "fields"]
-    assert first.stdout.split()[1:] == sorted(loaded)
+    assert first.stdout.split()[1:] == sorted(LOOPS)
 
 
 THREADS = """
