@@ -67,12 +67,12 @@ class _Sequence:
         return input
 
     def _stretch(self, layers: list[nn.Module], values: object) -> list[nn.Module]:
-        """What `_stretch` finds, which takes longer than some layers compute: it is kept, with what it depends on."""
+        """What `_find_stretch` finds, kept with what it depends on: finding takes longer than some layers compute."""
         if not isinstance(values, Tensor):
             return []
         key = values.shape, values.dtype, *map(_state, layers)
         if key not in self.stretches:
-            self.stretches[key] = _stretch(layers, values), tuple(layers)  # so that no other gets their ids
+            self.stretches[key] = _find_stretch(layers, values), tuple(layers)  # so that no other gets their ids
         return self.stretches[key][0]
 
     def _plan(
@@ -94,10 +94,10 @@ def _own(tensors: dict[str, Tensor | None]) -> list[Tensor]:
 def _state(layer: nn.Module) -> tuple[int, bool, bool]:
     """What may change from pass to pass: the layer, its mode, and whether something else is to see what it computes."""
     own = vars(layer)
-    return id(layer), own["training"], "forward" in own or any([own[hooks] for hooks in HOOKS])  # noqa: C419
+    return id(layer), own["training"], "forward" in own or any(map(own.get, HOOKS))
 
 
-def _stretch(layers: list[nn.Module], values: Tensor) -> list[nn.Module]:
+def _find_stretch(layers: list[nn.Module], values: Tensor) -> list[nn.Module]:
     """The first layers, up to one that the loops cannot take."""
     if values.dim() != 4 or values.dtype not in DTYPES:
         return []

@@ -26,7 +26,7 @@ class Plan:
     def __init__(self, layers: list[nn.Module], values: Tensor, learns: bool):
         count, *others = values.shape
         shape, dtype = (*others, count), torch.empty(0, dtype=values.dtype).numpy().dtype
-        self.layers, self.given, self.memory = layers, np.empty(shape, dtype), Memory(dtype, learns)
+        self.given, self.memory = np.empty(shape, dtype), Memory(dtype, learns)
         self.stages, self.passes = [], 0
         for layer in layers:
             made = STAGES[type(layer)].shape(layer, shape)
