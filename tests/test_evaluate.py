@@ -6,7 +6,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
 
-from src.learning.evaluate import Evaluation, evaluate, percent
+from src.learning.classifier import Classifier
+from src.learning.evaluate import BATCH, Evaluation, evaluate, percent
+from steps import step2, step3, step4
 
 
 class Fixed(torch.nn.Module):
@@ -45,6 +47,15 @@ def test_against_scikit_learn_over_several_batches(digits, trained):
     found = evaluate(trained.result, images, labels)
     assert found.accuracy == pytest.approx(100 * accuracy_score(labels, found.predictions))
     assert found.loss == pytest.approx(log_loss(labels, found.probabilities.numpy(), labels=range(10)), rel=1e-4)
+
+
+@pytest.mark.parametrize("step", [step2, step3, step4])
+def test_the_values_are_those_of_the_classifier_itself(digits, step):
+    classifier = Classifier(step.Network(), *digits.moments()).eval()
+    with torch.inference_mode():
+        own = torch.cat([classifier(batch) for batch in digits.train_images.split(BATCH)])  # with torch's own pools
+    found = evaluate(classifier, digits.train_images, digits.train_labels)
+    assert torch.equal(found.probabilities, own)
 
 
 def test_the_mode_is_left_as_it_was(digits, trained):

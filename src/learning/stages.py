@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from src.learning import loops
+from src.learning.pooling import is_halving
 
 MOST_CHANNELS = 64  # of a convolution, for the loops to be faster than torch's products of matrices
 CACHE_WAYS, CACHE_SPAN = 16, 1024  # so many lines of memory, so many values apart, can be in the fastest caches at once
@@ -221,9 +222,8 @@ class Pool:
     @staticmethod
     def shape(layer: nn.MaxPool2d, shape: Shape) -> Shape | None:
         channels, height, width, count = shape
-        sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation
-        halves = sizes in ((2, 2, 0, 1), ((2, 2), (2, 2), (0, 0), (1, 1))) and not layer.return_indices
-        return (channels, height // 2, width // 2, count) if halves and height % 2 == width % 2 == 0 else None
+        fits = is_halving(layer) and height % 2 == width % 2 == 0
+        return (channels, height // 2, width // 2, count) if fits else None
 
     def __init__(self, layer: nn.MaxPool2d, shape: Shape, made: Shape, memory: Memory):
         self.made, self.change = memory.kept(made), partial(memory.another, shape)

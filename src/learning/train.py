@@ -19,7 +19,7 @@ from tqdm import tqdm
 from src.learning.augment import augment
 from src.learning.classifier import Classifier
 from src.learning.data import Dataset
-from src.learning.evaluate import BATCH, evaluate, percent
+from src.learning.evaluate import evaluate, percent
 from src.learning.kernels import fast_kernels
 from src.learning.recipe import ParameterError, Recipe
 
@@ -27,6 +27,7 @@ DEVICES = ("auto", "cpu", "cuda")
 REPORT_EVERY = 50  # updates between two looks at the loss: a look makes a GPU wait
 AVERAGE_EVERY = 4  # updates; the average is as good, and costs a quarter
 STATISTICS_IMAGES = 10_000  # for averaged weights' batch statistics; with all of MNIST's the loss is the same
+STATISTICS_BATCH = 1000  # of them at once
 AUGMENT_TOGETHER = 16  # batches; one large operation is faster than many small ones
 
 
@@ -183,7 +184,7 @@ def take_statistics(classifier: Classifier, images: Tensor) -> None:
     Generalization", 2018, section 3.2). Those of images as they are fit unaugmented images better than augmented ones'.
     """
     with fast_kernels(classifier):
-        update_bn(images[:STATISTICS_IMAGES].split(BATCH), classifier)
+        update_bn(images[:STATISTICS_IMAGES].split(STATISTICS_BATCH), classifier)
 
 
 def batches(
