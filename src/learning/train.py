@@ -27,7 +27,7 @@ DEVICES = ("auto", "cpu", "cuda")
 REPORT_EVERY = 50  # updates between two looks at the loss: a look makes a GPU wait
 AVERAGE_EVERY = 4  # updates; the average is as good, and costs a quarter
 STATISTICS_IMAGES = 10_000  # for averaged weights' batch statistics; with all of MNIST's the loss is the same
-STATISTICS_BATCH = 1000  # of them at once
+STATISTICS_BATCH = 1000  # of them at once; each batch has statistics of its own, so it changes the result
 AUGMENT_TOGETHER = 16  # batches; one large operation is faster than many small ones
 
 
