@@ -1,0 +1,63 @@
+"""Reports in words: on the screen and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from drilldown.learning.recipe import Goal
+from drilldown.reporting.gate import Verdict
+from drilldown.reporting.statistics import summarize
+
+if TYPE_CHECKING:  # imports PyTorch
+    from drilldown.learning.train import EpochMetrics
+
+SECTIONS = ("Target", "Result", "Analysis", "Run")
+
+
+def sections(docstring: str) -> dict[str, str]:
+    """Split a step's docstring by its headings; "Title" is its first line."""
+    title, *paragraphs = docstring.strip().split("\n\n")
+    parts = (paragraph.partition(":") for paragraph in paragraphs)
+    return {"Title": title} | {heading.strip(): " ".join(text.split()) for heading, _, text in parts}
+
+
+def epoch_line(row: EpochMetrics, epochs: int, split: str) -> str:
+    """One epoch in one line, for the screen."""
+    return (
+        f"epoch {row.epoch:2d}/{epochs}  train {row.train_accuracy:6.2f} %  "
+        f"{split} {row.eval_accuracy:6.2f} %  loss {row.eval_loss:.4f}  {row.epoch_seconds:5.1f} s"
+    )
+
+
+def verdict_lines(verdict: Verdict) -> str:
+    """The verdict and its reasons, one per line, for the screen."""
+    return "\n".join([f"gate {'passed' if verdict.passed else 'failed'}:", *(f"  {why}" for why in verdict.reasons)])
+
+
+def markdown(
+    docstring: str, seed: int, history: Sequence[EpochMetrics], verdict: Verdict, goal: Goal, split: str
+) -> str:
+    """The report of one run: its own result between the target and the analysis from the step's docstring."""
+    texts = sections(docstring)
+    accuracies = [row.eval_accuracy for row in history]
+    summary = summarize(accuracies, goal)
+    last = ", ".join(f"{accuracy:.2f}" for accuracy in accuracies[-goal.last :])
+    return "\n\n".join(
+        [
+            f"# {texts['Title']}",
+            f"**Target.** {texts['Target']}",
+            f"**Result of this run** (seed {seed}). Accuracy after {len(history)} epochs: {summary.final_accuracy:.2f} "
+            f"% of the {split} images. The last epochs: {last} %. "
+            f"Epochs at or above {goal.accuracy:g} %: {summary.epochs_at_target}.",
+            f"**Gate {'passed' if verdict.passed else 'failed'}.** {'; '.join(verdict.reasons)}",
+            f"**Analysis of the step.** {texts['Analysis']}",
+        ]
+    )
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows with the same headings as a Markdown table."""
+    lines = [list(rows[0]), *(list(map(str, row.values())) for row in rows)]
+    written = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([written[0], "|---" * len(rows[0]) + "|", *written[1:]]) + "\n"

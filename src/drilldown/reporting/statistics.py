@@ -1,0 +1,88 @@
+"""Statistics of accuracies: of one run, over seeds, and between two models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+import numpy as np
+
+from drilldown.learning.recipe import Goal
+
+
+@dataclass(frozen=True)
+class AccuracySummary:
+    """The accuracies of one run, in percent."""
+
+    final_accuracy: float
+    best_accuracy: float
+    epochs_at_target: int
+    min_accuracy_last_k: float  # k is the goal's `last`
+
+
+def summarize(accuracies: Sequence[float], goal: Goal) -> AccuracySummary:
+    """Summarize a run from its accuracy (percent) at the end of each epoch."""
+    return AccuracySummary(
+        final_accuracy=accuracies[-1],
+        best_accuracy=float(np.max(accuracies)),
+        epochs_at_target=sum(accuracy >= goal.accuracy for accuracy in accuracies),
+        min_accuracy_last_k=float(np.min(accuracies[-goal.last :])),  # np.min keeps a NaN, min() may lose it
+    )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How much values differ from seed to seed."""
+
+    mean: float
+    min: float
+    max: float
+    std: float | None  # sample standard deviation; None for a single value
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean, extremes and sample standard deviation of at least one value."""
+    return Spread(mean(values), min(values), max(values), stdev(values) if len(values) > 1 else None)
+
+
+def format_spread(values: Sequence[float], decimals: int = 2) -> str:
+    """Mean ± sample standard deviation as text; a single value alone."""
+    found = spread(values)
+    center = f"{found.mean:.{decimals}f}"
+    return center if found.std is None else f"{center} ± {found.std:.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class PassRate:
+    """How many seeds passed the gate, as a rate with its 95 % interval."""
+
+    passed: int
+    seeds: int
+    rate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return (
+            f"gate passed by {self.passed} of {self.seeds} seeds: {self.rate:.0%}, "
+            f"95 % interval from {self.low:.0%} to {self.high:.0%}"
+        )
+
+
+def pass_rate(passed: int, seeds: int) -> PassRate:
+    """The share of seeds that passed, with its Wilson interval (Wilson, 1927)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(passed, seeds).proportion_ci(method="wilson")
+    return PassRate(passed, seeds, passed / seeds, float(interval.low), float(interval.high))
+
+
+def mcnemar_p(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's exact test (McNemar, 1947).
+
+    The counts are images that only the first, or only the second, of two models classifies correctly.
+    """
+    from scipy.stats import binomtest
+
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)
