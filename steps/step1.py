@@ -10,12 +10,12 @@ Analysis: Six million parameters learn the training set by heart: the training a
 accuracy stays below 99.4 %, here as in the study. The network is far larger than the problem, so the next step takes
 the parameters away.
 
-Run: mlflow run . -e step1 --env-manager local
+Run: make step1
 """
 
 from torch import Tensor, nn
 
-from src.learning.recipe import Recipe, Target
+from drilldown.learning.recipe import Recipe, Target
 
 
 class Network(nn.Module):

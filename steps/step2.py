@@ -11,12 +11,12 @@ Analysis: A five-hundredth of the parameters costs the study about three quarter
 between training and test accuracy, and the training is slow to start, as nothing keeps the scale of the signal from
 layer to layer. The next step adds batch normalisation, dropout and rotated images.
 
-Run: mlflow run . -e step2 --env-manager local
+Run: make step2
 """
 
 from torch import Tensor, nn
 
-from src.learning.recipe import Recipe, Target
+from drilldown.learning.recipe import Recipe, Target
 
 
 class Network(nn.Module):

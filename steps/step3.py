@@ -11,12 +11,12 @@ can no longer learn its images by heart, so its training accuracy stays below it
 the target, but they come and go: at a constant learning rate the weights keep jumping about the optimum. The next step
 calms the last epochs.
 
-Run: mlflow run . -e step3 --env-manager local
+Run: make step3
 """
 
 from torch import Tensor, nn
 
-from src.learning.recipe import Recipe, Target
+from drilldown.learning.recipe import Recipe, Target
 
 
 class Network(nn.Module):

@@ -15,12 +15,12 @@ measured is a moving average of the weights over half an epoch, its batch statis
 are: the last epochs lie close together. Network and recipe were chosen on a validation slice of the training images
 (results/step4-search.md).
 
-Run: mlflow run . -e step4 --env-manager local
+Run: make step4
 """
 
 from torch import Tensor, nn
 
-from src.learning.recipe import Recipe, Target
+from drilldown.learning.recipe import Recipe, Target
 
 
 class Network(nn.Module):
@@ -55,8 +55,8 @@ RECIPE = Recipe(
     momentum=0.9,
     nesterov=True,
     weight_decay=5e-4,
-    averaging=0.5,
+    ema_epochs=0.5,
     rotation=7,
-    shift=0.015,
+    translate=0.015,
 )
 TARGET = Target(max_epochs=15, max_parameters=7_999)

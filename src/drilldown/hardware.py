@@ -1,0 +1,64 @@
+"""What this machine computes with: cores, memory allocation, device, processor."""
+
+import contextlib
+import ctypes
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drilldown.choices import DEVICES
+from drilldown.errors import ParameterError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep the memory that is freed; by default, each large tensor gets new pages from the system.
+
+    Saves about a tenth of the training time on a CPU; without glibc it does nothing. For the options and their limits
+    see `man mallopt`. Older versions of glibc refuse a threshold above their limit; then the limit itself is set,
+    as otherwise the threshold would stay at 128 KiB once the other option is set.
+    """
+    trim_threshold, mmap_threshold, most, limit = -1, -3, 2**30, 2**25
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        if not mallopt(mmap_threshold, most):
+            mallopt(mmap_threshold, limit)
+        mallopt(trim_threshold, most)
+
+
+def select_device(name: str) -> "torch.device":
+    """Return the device of that name; "auto" takes CUDA where there is one.
+
+    Raises ParameterError for another name, or when this machine does not have the device.
+    """
+    if name not in DEVICES:
+        raise ParameterError(f"device is {name!r}: it takes one of {', '.join(DEVICES)}")
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise ParameterError("device is 'cuda': this machine has no CUDA device; it takes cpu or auto")
+    if name == "auto":
+        name = "cuda" if has_cuda else "cpu"
+    return torch.device(name)
+
+
+def processor_name(device: "torch.device") -> str:
+    """Return the processor's name, as "2 × Intel Xeon" (cores first) or "NVIDIA H100"."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{cores()} × {model}"

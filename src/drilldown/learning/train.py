@@ -1,0 +1,234 @@
+"""Training: one plain loop over images in memory that yields the metrics of each epoch."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import ConstantLR, LambdaLR, LRScheduler, OneCycleLR, StepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from tqdm import tqdm
+
+from drilldown.engine import accelerate
+from drilldown.errors import DivergedError
+from drilldown.hardware import keep_freed_memory, select_device
+from drilldown.learning.augment import augment
+from drilldown.learning.classifier import Classifier
+from drilldown.learning.data import Dataset
+from drilldown.learning.evaluate import evaluate, percent
+from drilldown.learning.recipe import Recipe
+
+LOSS_INTERVAL = 50  # updates between two looks at the loss: each one makes a GPU wait
+EMA_INTERVAL = 4  # updates between two updates of the average: a quarter of the cost, and as accurate
+BN_IMAGES = 10_000  # for the batch statistics of averaged weights; all of MNIST gives the same loss
+BN_BATCH_SIZE = 1000  # the statistics depend on it: each batch has its own
+AUGMENT_BATCHES = 16  # batches augmented at once: one large operation is faster than many small ones
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """The metrics of one epoch: losses in nats, accuracies in percent."""
+
+    epoch: int  # from 1
+    train_loss: float
+    train_accuracy: float
+    eval_loss: float  # on the test images, or on the validation slice
+    eval_accuracy: float
+    learning_rate: float  # of the epoch's last update
+    epoch_seconds: float  # evaluation included
+    images_per_second: float  # training images, evaluation excluded
+
+    def named(self, split: str) -> dict[str, float]:
+        """Return the metrics by the names under which they are logged; `split` is what the evaluation was done on."""
+        return {
+            "epoch": self.epoch,
+            "train_loss": self.train_loss,
+            "train_accuracy": self.train_accuracy,
+            f"{split}_loss": self.eval_loss,
+            f"{split}_accuracy": self.eval_accuracy,
+            "learning_rate": self.learning_rate,
+            "epoch_seconds": self.epoch_seconds,
+            "images_per_second": self.images_per_second,
+        }
+
+
+@dataclass
+class TrainState:
+    """Everything that changes in a training."""
+
+    classifier: Classifier
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    average: AveragedModel | None
+    generator: torch.Generator  # of the order of the images and of their augmentation
+    history: list[EpochMetrics] = field(default_factory=list)
+
+    @property
+    def eval_model(self) -> Classifier:
+        """The classifier that is evaluated and registered: the average of the weights, if the recipe has one."""
+        if self.average is None:
+            return self.classifier
+        averaged: Classifier = self.average.module  # type: ignore[assignment]
+        return averaged
+
+
+def prepare(seed: int, device: str = "auto", threads: int | None = None) -> torch.device:
+    """Seed torch, make it deterministic, and select the device; call it before the network is created.
+
+    Raises ParameterError when this machine does not have the device.
+    """
+    selected = select_device(device)
+    if threads:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    return selected
+
+
+def init_state(network: nn.Module, recipe: Recipe, dataset: Dataset, seed: int, device: torch.device) -> TrainState:
+    """Create the state in which the training of a new network starts."""
+    classifier = Classifier(network, *dataset.moments()).to(device)
+    optimizer = SGD(
+        network.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    epoch_updates = -(-len(dataset.train_images) // recipe.batch_size)
+    average = None
+    if recipe.ema_epochs:
+        decay = 1 - 1 / max(1, recipe.ema_epochs * -(-epoch_updates // EMA_INTERVAL))
+        average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    scheduler = _make_scheduler(optimizer, recipe, epoch_updates)
+    return TrainState(classifier, optimizer, scheduler, average, torch.Generator().manual_seed(seed))
+
+
+def _make_scheduler(optimizer: Optimizer, recipe: Recipe, epoch_updates: int) -> LRScheduler:
+    total = recipe.epochs * epoch_updates
+    warmup = recipe.warmup_fraction
+    match recipe.schedule:
+        case "constant":
+            return ConstantLR(optimizer, factor=1)
+        case "step":
+            return StepLR(optimizer, step_size=recipe.lr_step_epochs * epoch_updates, gamma=0.1)
+    if warmup * total == 1:
+        warmup = 2 / total  # with a single update of warm-up, OneCycleLR divides by zero
+    match recipe.schedule:
+        case "one-cycle":
+            return OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=warmup, cycle_momentum=False)
+        case "quadratic":
+            return LambdaLR(optimizer, partial(lr_factor, warmup_fraction=warmup, total=total, power=2))
+        case "cubic":
+            return LambdaLR(optimizer, partial(lr_factor, warmup_fraction=warmup, total=total, power=3))
+
+
+def lr_factor(update: int, warmup_fraction: float, total: int, power: int) -> float:
+    """Return the learning rate as a share of its peak: a linear warm-up, then a polynomial decay to 0."""
+    warmup = warmup_fraction * total
+    return min((update + 1) / warmup, ((total - update) / (total - warmup)) ** power)
+
+
+def fit(state: TrainState, recipe: Recipe, dataset: Dataset, engine: str = "auto") -> Iterator[EpochMetrics]:
+    """Train from the last finished epoch to the recipe's last one, and yield the metrics of each epoch.
+
+    Nothing here depends on the test images. Raises DivergedError, with epoch and update, when the loss is not finite.
+    """
+    classifier, device = state.classifier, state.classifier.mean.device
+    images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
+    test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
+    with accelerate(classifier, state.eval_model, engine=engine) as acceleration:
+        for epoch in range(len(state.history) + 1, recipe.epochs + 1):
+            started = time.perf_counter()
+            with acceleration.training_threads():
+                train_loss, train_accuracy, learning_rate = _train_epoch(state, recipe, images, labels, epoch)
+                if state.average:
+                    update_bn_statistics(state.eval_model, images)
+            trained = time.perf_counter()
+            evaluation = evaluate(state.eval_model, test_images, test_labels)
+            metrics = EpochMetrics(
+                epoch=epoch,
+                train_loss=train_loss,
+                train_accuracy=train_accuracy,
+                eval_loss=evaluation.loss,
+                eval_accuracy=evaluation.accuracy,
+                learning_rate=learning_rate,
+                epoch_seconds=time.perf_counter() - started,
+                images_per_second=len(images) / (trained - started),
+            )
+            state.history.append(metrics)
+            yield metrics
+
+
+def _train_epoch(
+    state: TrainState, recipe: Recipe, images: Tensor, labels: Tensor, epoch: int
+) -> tuple[float, float, float]:
+    """Train for one epoch; return its mean loss, its accuracy, and the learning rate of its last update."""
+    classifier = state.classifier.train()
+    losses: list[Tensor] = []
+    correct = torch.zeros((), dtype=torch.int64, device=images.device)
+    seen = 0
+    with _progress_bar(epoch, recipe, len(images)) as bar:
+        for pixels, digits in _batches(images, labels, recipe, state.generator):
+            logits = classifier.logits(pixels)  # (B, 10)
+            loss = F.cross_entropy(logits, digits, label_smoothing=recipe.label_smoothing)
+            state.optimizer.zero_grad()
+            loss.backward()
+            state.optimizer.step()
+            learning_rate = state.scheduler.get_last_lr()[0]
+            state.scheduler.step()
+            losses.append(loss.detach())
+            seen += len(digits)
+            is_last = seen == len(images)
+            if state.average and (len(losses) % EMA_INTERVAL == 0 or is_last):
+                state.average.update_parameters(classifier)
+            correct += (logits.detach().argmax(1) == digits).sum()
+            bar.update()
+            if len(losses) % LOSS_INTERVAL == 0 or is_last:
+                mean_loss, accuracy = _finite_mean(losses, epoch), percent(correct, seen)
+                bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.2f} %", refresh=False)
+    return mean_loss, accuracy, float(learning_rate)
+
+
+def update_bn_statistics(classifier: Classifier, images: Tensor) -> None:
+    """Compute batch normalization's statistics from training images without augmentation, uint8 (N, 28, 28).
+
+    Averaged weights need their own statistics (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
+    Generalization", 2018, section 3.2). The test images are not augmented either, so these fit them best.
+    """
+    update_bn(images[:BN_IMAGES].split(BN_BATCH_SIZE), classifier)
+
+
+def _batches(
+    images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the training images once, in random order and augmented: pixels float (B, 28, 28), labels (B,)."""
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    for chunk in order.split(recipe.batch_size * AUGMENT_BATCHES):
+        pixels = augment(
+            images[chunk].float(), generator, rotation=recipe.rotation, translate=recipe.translate, scale=recipe.scale
+        )
+        yield from zip(pixels.split(recipe.batch_size), labels[chunk].split(recipe.batch_size), strict=True)
+
+
+def _progress_bar(epoch: int, recipe: Recipe, images: int) -> "tqdm[None]":
+    """Return the progress bar of an epoch, silent without a terminal."""
+    total = -(-images // recipe.batch_size)
+    return tqdm(total=total, desc=f"epoch {epoch}/{recipe.epochs}", unit="batch", leave=False, disable=None)
+
+
+def _finite_mean(losses: list[Tensor], epoch: int) -> float:
+    """Return the mean of an epoch's losses so far; raise DivergedError at the first that is not finite."""
+    values = torch.stack(losses)
+    wrong = (~values.isfinite()).nonzero()
+    if len(wrong):
+        update = int(wrong[0]) + 1
+        raise DivergedError(f"training diverged: the loss of epoch {epoch}, update {update} is {values[update - 1]}")
+    return values.mean().item()
