@@ -1,0 +1,1 @@
+"""Experiments over several runs: many seeds, several steps, and the results that are kept."""

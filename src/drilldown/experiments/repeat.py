@@ -1,0 +1,75 @@
+"""One step over many seeds: how often it passes the gate, and how much its accuracy varies."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from drilldown.experiments.nested import Outcome
+from drilldown.learning.recipe import Goal
+from drilldown.reporting import statistics
+from drilldown.reporting.statistics import PassRate, Spread
+from drilldown.tracking.runs import metric_names
+
+
+@dataclass(frozen=True)
+class RepeatSummary:
+    """The runs of one step with different seeds, summarized."""
+
+    step: str
+    goal: Goal
+    seeds: int
+    failed: int  # seeds whose training failed
+    pass_rate: PassRate | None  # of all seeds, also the failed ones; None if nothing was measured on the test set
+    spread: dict[str, Spread]  # by metric: percent, seconds
+    runs: list[Outcome]  # by seed
+
+    def as_dict(self) -> dict[str, object]:
+        """The summary as it is kept in repeat.json."""
+        judged: dict[str, object] = {}
+        if rate := self.pass_rate:
+            judged = {"passed": rate.passed, "pass_rate": [rate.rate, rate.low, rate.high]}
+        return {
+            "step": self.step,
+            "target": asdict(self.goal),
+            "seeds": self.seeds,
+            "failed": self.failed,
+            **judged,
+            "spread": {
+                metric: {name: value for name, value in asdict(spread).items() if value is not None}
+                for metric, spread in self.spread.items()
+            },
+            "runs": [asdict(outcome) for outcome in self.runs],
+        }
+
+
+def summarize(step: str, outcomes: Sequence[Outcome], goal: Goal, split: str) -> RepeatSummary:
+    """Summarize the outcomes of a step's seeds, measured on `split`."""
+    outcomes = sorted(outcomes, key=lambda outcome: outcome.seed)
+    finished = [outcome for outcome in outcomes if outcome.error is None]
+    summaries = [statistics.summarize(outcome.accuracies, goal) for outcome in finished]
+    names = metric_names(split)
+    values: dict[str, list[float]] = {
+        names[field]: [getattr(summary, field) for summary in summaries]
+        for field in ("final_accuracy", "best_accuracy", "min_accuracy_last_k")
+    }
+    values["run_seconds"] = [outcome.seconds for outcome in finished if outcome.seconds is not None]
+    passed = sum(outcome.passed for outcome in outcomes)
+    return RepeatSummary(
+        step,
+        goal,
+        seeds=len(outcomes),
+        failed=len(outcomes) - len(finished),
+        pass_rate=statistics.pass_rate(passed, len(outcomes)) if split == "test" else None,
+        spread={metric: statistics.spread(column) for metric, column in values.items() if column},
+        runs=outcomes,
+    )
+
+
+def summary_lines(summary: RepeatSummary) -> str:
+    """The summary in a few lines, for the screen."""
+    lines = [
+        f"{metric}: {spread.mean:.2f} ± {spread.std or 0:.2f}, from {spread.min:.2f} to {spread.max:.2f}"
+        for metric, spread in summary.spread.items()
+    ]
+    if summary.pass_rate:
+        lines.append(str(summary.pass_rate))
+    return "\n".join(lines)
