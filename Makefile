@@ -1,58 +1,92 @@
-# make step4 and make test set everything up by themselves; PYTHON chooses another interpreter,
-# ARGS is handed on: make step4 ARGS='-P seed=1'; make predict IMAGES=folder labels image files
+# `make` lists the targets. Each sets up what it needs by itself. PYTHON chooses another interpreter; ARGS is passed on,
+# as in: make step4 ARGS='-P seed=1'.
 PYTHON ?= python3
 BIN := .venv/bin
 STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
+# Where runs go, unless `mlflow run --experiment-name` or this variable of the user's says otherwise.
+export MLFLOW_EXPERIMENT_NAME ?= mnist-drilldown
 
-.PHONY: setup store $(STEPS) all compare repeat predict promote rollback ui serve test quick faults check bench lock
+.DEFAULT_GOAL := help
+.PHONY: help setup store $(STEPS) all compare repeat predict promote rollback ui serve test quick faults check bench docs \
+	pictures lock
 
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## make setup                     create .venv from requirements.txt (6 GB)
 setup: .venv/.installed
 
 # The mark is written last: an installation that was cut off starts again.
-.venv/.installed: requirements.txt
+.venv/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep -o '^uv==[^ ]*' requirements.txt)"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
 # The environment's programs come first, so that `mlflow run` calls its python.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# Should `mlflow run` be killed while it makes the database, MLflow never opens that again; this makes it anew.
+# MLflow never opens a database again whose creation was cut off; this creates it whole.
 store: setup
-	$(if $(MLFLOW_TRACKING_URI),,python -m src.lifecycle.database mlflow.db)
+	$(if $(MLFLOW_TRACKING_URI),,python -m drilldown.tracking.database mlflow.db)
 
+## make step1 … step4             train a step; it registers its model if that passes the gate
+## make all                       train every step, and compare them
+## make compare                   compare the finished runs of the steps
+## make repeat                    train step 4 with ten seeds
+## make promote ARGS='-P version=2'   make a registered version the champion
+## make rollback                  make the previous champion the champion again
 $(STEPS) all compare repeat promote rollback: store
 	mlflow run . -e $@ --env-manager local $(ARGS)
 
+## make predict IMAGES=folder     classify image files by the champion
 predict: store
 	mlflow run . -e predict --env-manager local -P images='$(IMAGES)' $(ARGS)
 
-# Without the dozen processes that wait for jobs, of which this project has none.
+## make ui                        MLflow's pages on http://127.0.0.1:5000
+# Without the dozen processes that wait for jobs: this project has no jobs.
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 ui: setup
 	mlflow ui $(ARGS)
 
-# The models are exported on the CPU; MLflow would put them on a CUDA device where there is one.
+## make serve                     serve the champion on http://127.0.0.1:5001
+# The models are exported on the CPU; MLflow would load them on a CUDA device where there is one.
 serve: export MLFLOW_DEFAULT_PREDICTION_DEVICE := cpu
 serve: setup
 	mlflow models serve --model-uri models:/mnist-cnn@champion --env-manager local --port 5001
 
-test: setup
-	pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
-
-quick: setup
-	pytest -m "not slow" $(ARGS)
-
-faults: setup
-	pytest -n auto --dist load -m fault --tries 4 --write-table $(ARGS)
-
+## make check                     style, types, import layers
 check: setup
 	ruff check .
 	ruff format --check .
+	mypy
+	lint-imports
 
+## make quick                     the tests that take seconds
+quick: setup
+	pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+
+## make test                      all tests (about ten minutes on two cores)
+test: setup
+	pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+## make faults                    inject every fault, several times, and write the table of docs/reliability.md
+faults: setup
+	pytest -n auto --dist load -m fault --tries 4 --write-table $(ARGS)
+
+## make bench                     benchmarks (half an hour of a quiet machine)
 bench: setup
 	python -m benchmarks $(ARGS)
 
+## make docs                      write the generated parts of README and docs from results/
+docs: setup
+	python docs/generate.py $(ARGS)
+
+## make pictures                  take the pictures of README and docs again (needs Chromium)
+pictures: setup
+	python docs/pictures.py $(ARGS)
+
+## make lock                      compile requirements.in to requirements.txt
 lock: setup
 	uv pip compile --quiet --universal --python-version 3.11 requirements.in --output-file requirements.txt

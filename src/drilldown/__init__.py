@@ -1,0 +1,1 @@
+"""An MLflow-managed model lifecycle: from a first baseline to a registered champion."""

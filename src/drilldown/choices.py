@@ -1,0 +1,5 @@
+"""The words that some parameters take. A module of its own, so that the command line knows them without PyTorch."""
+
+DATASETS = ("auto", "mnist", "digits")
+DEVICES = ("auto", "cpu", "cuda")
+ENGINES = ("auto", "numba", "torch")

@@ -1,0 +1,172 @@
+"""The command line: click commands, and errors as one line with an exit code.
+
+A command imports `drilldown.workflow`, and with it PyTorch and MLflow, only once its options are accepted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from drilldown.choices import DATASETS
+from drilldown.errors import DrilldownError
+from drilldown.messages import one_line, printable
+from drilldown.options import (
+    Number,
+    TrainOptions,
+    combine,
+    option,
+    reuse_option,
+    seed_option,
+    training_options,
+    validation_option,
+)
+from drilldown.process import Stopped
+from drilldown.steps import STEP_NAMES
+
+MAX_LINE = 2_000  # characters of an error line
+MODELS = tuple(f"{dataset}-cnn" for dataset in DATASETS if dataset != "auto")
+
+
+@click.group(context_settings={"max_content_width": 120})
+def cli() -> None:
+    """Train a step, or use what was trained. `mlflow run . -e STEP -P name=value` calls the same commands."""
+
+
+def training_command(name: str) -> click.Command:
+    """Make the command that trains one step."""
+
+    @click.command(name, help=f"Train {name}, and register its model if it passes the gate.")
+    @seed_option
+    @validation_option
+    @training_options
+    @option("resume", help="id of an unfinished run of this step, to resume it")
+    def command(resume: str, **options: Any) -> None:
+        from drilldown import workflow
+
+        workflow.train_step(name, TrainOptions(**options), resume)
+
+    return command
+
+
+for _name in STEP_NAMES:
+    cli.add_command(training_command(_name))
+
+
+@cli.command("all", help="Train every step, and compare them.")
+@seed_option
+@reuse_option
+@training_options
+def train_all(reuse: bool, **options: Any) -> None:
+    from drilldown import workflow
+
+    workflow.train_all(TrainOptions(**options), reuse)
+
+
+@cli.command("repeat", help="Train a step with many seeds, and report how often it reaches its target.")
+@option("step", default="step4", type=click.Choice(STEP_NAMES), help="what to train")
+@option("seeds", default="10", type=Number(whole=True, optional=False, low=1), help="how many seeds, from 0 on")
+@option("jobs", default="1", type=Number(whole=True, optional=False, low=1), help="how many trainings at a time")
+@reuse_option
+@validation_option
+@training_options
+def repeat(step: str, seeds: int, jobs: int, reuse: bool, **options: Any) -> None:
+    from drilldown import workflow
+
+    workflow.repeat_step(step, seeds, jobs, TrainOptions(**options), reuse)
+
+
+@cli.command("compare", help="Show the finished runs of the steps side by side.")
+@option("dataset", default="auto", type=click.Choice(DATASETS), help="of which runs; auto: MNIST's, if there are any")
+def compare(dataset: str) -> None:
+    from drilldown import workflow
+
+    workflow.compare_steps(dataset)
+
+
+champion_options = combine(
+    option("model", default="mnist-cnn", type=click.Choice(MODELS), help="the registered model"),
+    option("why", default="by hand", help="the reason, kept in the champion's history"),
+    option("data_dir", help="folder of MNIST  [default: the user's cache folder]"),
+)
+
+
+@cli.command("promote", help="Make a registered version the champion, if it passes the checks of every promotion.")
+@option("version", required=True, help="the version's number")
+@option("force", default="false", type=click.BOOL, help="overrule the comparison with the champion, no other check")
+@champion_options
+def promote(version: str, force: bool, **given: str) -> None:
+    from drilldown import workflow
+
+    workflow.promote(version, force=force, **given)
+
+
+@cli.command("rollback", help="Make the previous champion the champion again.")
+@champion_options
+def roll_back(**given: str) -> None:
+    from drilldown import workflow
+
+    workflow.roll_back(**given)
+
+
+@cli.command("predict", help="Classify image files.")
+@option("images", required=True, help="an image file, or a folder of image files")
+@option("model", default="models:/mnist-cnn@champion", help="URI of the model that answers")
+def predict(images: str, model: str) -> None:
+    from drilldown import workflow
+
+    workflow.predict_images(images, model)
+
+
+@cli.command("record", help="Write results/STEP.json from the finished MNIST runs in the store.")
+@option("step", required=True, type=click.Choice(STEP_NAMES), help="of which runs")
+@option("epochs", type=Number(whole=True, low=1), help="length of the runs  [default: the recipe's]")
+def record(step: str, epochs: int | None) -> None:
+    from drilldown import workflow
+
+    workflow.record_results(step, epochs)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; an error is one line on standard error, and an exit code other than 0."""
+    try:
+        cli.main(arguments, standalone_mode=False)
+    except click.NoSuchOption as error:
+        command = error.ctx.command if error.ctx else cli
+        takes = ", ".join(str(parameter.name) for parameter in command.params)
+        fail(2, f"{error.option_name.lstrip('-')} is no parameter of {command.name}: it takes {takes}")
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        fail(2, error.format_message())
+    except DrilldownError as error:
+        fail(error.exit_code, str(error))
+    except OSError as error:
+        fail(1, str(error))
+    except Stopped as stop:
+        fail(stop.code, stop.reason)
+    except (KeyboardInterrupt, click.Abort):
+        fail(130, "interrupted")
+
+
+def fail(code: int | str | None, message: str) -> NoReturn:
+    """Print the error as one line, keep it on the run that `mlflow run` opened, and exit."""
+    message = printable(one_line(message))
+    if len(message) > MAX_LINE:
+        message = f"{message[: MAX_LINE // 2]} … {message[-MAX_LINE // 2 :]}"
+    click.echo(f"error: {message}", err=True)
+    _note(message)
+    sys.exit(code)
+
+
+def _note(message: str) -> None:
+    import os
+
+    if "MLFLOW_RUN_ID" in os.environ:  # only then does an error need MLflow, which takes seconds to import
+        from drilldown.tracking import store
+
+        store.quiet_mlflow()
+        store.note_error(message)

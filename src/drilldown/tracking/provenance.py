@@ -1,0 +1,68 @@
+"""What a run's figures depend on: code, recipe, data, package versions, engine."""
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from drilldown.learning.data import Dataset
+from drilldown.learning.recipe import Goal, Recipe
+from drilldown.steps import ROOT
+
+PACKAGE = Path(__file__).parents[1]
+WEIGHT_ROOMS = ("engine", "learning")  # the code that makes the weights
+NO_WEIGHTS = ("download.py", "files.py")  # in these rooms, and without influence: the data has a digest of its own
+
+
+def fingerprint(
+    step: str, *, recipe: Recipe, goal: Goal, dataset: Dataset, seed: int, device: torch.device, engine: str
+) -> dict[str, str]:
+    """Identify a training, as tags: of two runs that agree in all of them, the second can reuse the first.
+
+    The machine and the number of threads are left out: they change the last bits of a run, not its meaning.
+    """
+    parts = {
+        "step": step,
+        "recipe": asdict(recipe),
+        "target": asdict(goal),
+        "seed": seed,
+        "split": [dataset.split, len(dataset.test_images)],
+        "device": device.type,
+        "engine": engine,
+    }
+    return {
+        "code.digest": code_digest(step),
+        "dataset.digest": dataset.digest,
+        "recipe.digest": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32],
+        **{f"versions.{name}": version for name, version in versions().items()},
+    }
+
+
+def code_digest(step: str) -> str:
+    """Hash the code that makes the weights, without comments and docstrings: the step's file, `engine`, `learning`."""
+    digest = hashlib.sha256()
+    files = {f"{step}.py": ROOT / "steps" / f"{step}.py"}
+    for room in WEIGHT_ROOMS:
+        for file in sorted((PACKAGE / room).rglob("*.py")):
+            if file.name not in NO_WEIGHTS:
+                files[file.relative_to(PACKAGE).as_posix()] = file
+    for name, file in files.items():
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+                ast.get_docstring(node, clean=False) is not None
+            ):
+                node.body = node.body[1:]
+        digest.update(f"{name}\n{ast.dump(tree)}".encode())
+    return digest.hexdigest()[:32]
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that the figures depend on."""
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numba", "mlflow")}
+    return {"python": platform.python_version(), **packages}

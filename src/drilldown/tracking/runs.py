@@ -1,0 +1,350 @@
+"""MLflow runs: the only module that writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import mlflow
+import torch
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.models.model import ModelInfo
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from drilldown import hardware, process
+from drilldown.errors import ParameterError, StoreError
+from drilldown.learning.data import Dataset
+from drilldown.learning.evaluate import Evaluation
+from drilldown.learning.recipe import Goal, Recipe
+from drilldown.learning.train import EpochMetrics, TrainState
+from drilldown.options import TrainOptions
+from drilldown.reporting.gate import Verdict
+from drilldown.reporting.statistics import summarize
+from drilldown.tracking import export, store
+from drilldown.tracking.tags import PREFIX, ours, prefixed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+MAX_MISTAKES = 40  # images on mistakes.png
+
+
+@contextlib.contextmanager
+def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterator[str]:
+    """Open a run that ends FINISHED, KILLED or FAILED, as it truly did; yields its id.
+
+    Under `mlflow run` it is the run that MLflow has opened already. `resume` opens an earlier run instead, and the run
+    that `mlflow run` opened refers to it.
+
+    Raises: StoreError when the run cannot be closed.
+    """
+    client = mlflow.MlflowClient()
+    if resume:
+        for tag, value in prefixed(_liveness()).items():  # while it still names a dead process, others would close it
+            client.set_tag(resume, tag, value)
+        if opened := os.environ.get("MLFLOW_RUN_ID"):
+            for tag, value in prefixed({"mlflow.runName": f"resume of {name}", "resumes": resume}).items():
+                client.set_tag(opened, tag, value)
+    try:
+        active = mlflow.start_run(resume, tags=prefixed({"mlflow.runName": name, **tags, **_liveness()}))
+        if f"{PREFIX}error" in active.data.tags:  # of its end before it was resumed
+            client.delete_tag(active.info.run_id, f"{PREFIX}error")
+        with _explain_disk_full(active.info.artifact_uri):
+            yield active.info.run_id
+        mlflow.end_run()
+    except BaseException as error:
+        if open_run := mlflow.active_run():  # MLflow would end it as FINISHED
+            _end_early(open_run.info.run_id, error)
+        raise
+
+
+@contextlib.contextmanager
+def _explain_disk_full(artifacts: str) -> Iterator[None]:
+    """Say which folder has no room: the system's error does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StoreError(
+            f"a file of the run cannot be written to {artifacts}, or to the temporary folder {tempfile.gettempdir()} "
+            f"({error.strerror})"
+        ) from error
+
+
+def _liveness() -> dict[str, str]:
+    """The tag by which others see whether the process of a run is alive."""
+    lock = process.liveness_lock()
+    return {"process": lock} if lock else {}
+
+
+def _end_early(run_id: str, error: BaseException) -> None:
+    killed = isinstance(error, KeyboardInterrupt | SystemExit)
+    reason = getattr(error, "reason", None) or (store.explain(error) if isinstance(error, Exception) else str(error))
+    store.note_error(reason or type(error).__name__, run_id)
+    try:
+        with store.short_timeouts():
+            mlflow.end_run("KILLED" if killed else "FAILED")
+    except MlflowException as unclosed:
+        raise StoreError(
+            f"the store {mlflow.get_tracking_uri()} is out of reach, and run {run_id} stays open until a command of "
+            f"this project reaches the store again ({store.explain(unclosed)})"
+        ) from error
+
+
+def set_tags(tags: Mapping[str, str]) -> None:
+    """Set tags of the active run."""
+    mlflow.set_tags(prefixed(tags))
+
+
+def log_start(
+    fingerprint: Mapping[str, str],
+    state: TrainState,
+    recipe: Recipe,
+    goal: Goal,
+    dataset: Dataset,
+    options: TrainOptions,
+    engine: str,
+) -> None:
+    """Log what is known before training: parameters, dataset, layer table, fingerprint and machine."""
+    device = state.classifier.mean.device
+    mlflow.log_params(
+        {f"recipe.{name}": value for name, value in asdict(recipe).items()}
+        | {f"target.{name}": value for name, value in asdict(goal).items()}
+        | {
+            "run.seed": options.seed,
+            "run.dataset": dataset.name,
+            "run.validation": len(dataset.test_images) if dataset.split == "validation" else 0,
+            "run.device": device.type,
+            "run.threads": torch.get_num_threads(),
+            "run.engine": engine,
+        }
+    )
+    set_tags({**fingerprint, "machine": hardware.processor_name(device)})
+    log_dataset(dataset)
+    mlflow.log_text(export.layer_table(state.classifier.network), "model_summary.txt")
+    mlflow.log_metric("parameters", state.classifier.num_parameters)
+
+
+def log_dataset(dataset: Dataset) -> None:
+    """Log the images that the run learns from and the images that it is measured on."""
+    import mlflow.data  # takes a second
+
+    for context, images, labels in (
+        ("training", dataset.train_images, dataset.train_labels),
+        (dataset.split, dataset.test_images, dataset.test_labels),
+    ):
+        # The digest covers the whole dataset: MLflow's own covers the first 10,000 values.
+        entry = mlflow.data.from_numpy(
+            images.numpy(),
+            targets=labels.numpy(),
+            source=dataset.source,
+            name=f"{dataset.name} {context}",
+            digest=dataset.digest,
+        )
+        with store.store_lock("datasets"):  # of two runs that log the same one at once, MLflow would refuse one
+            mlflow.log_input(entry, context=context)
+
+
+def log_epoch(row: EpochMetrics, split: str) -> None:
+    """Log an epoch's metrics at step = epoch."""
+    metrics = row.named(split)
+    del metrics["epoch"]
+    mlflow.log_metrics(metrics, step=row.epoch)
+
+
+def logged_epochs(run_id: str) -> set[int]:
+    """The epochs that the store has."""
+    return {entry.step for entry in mlflow.MlflowClient().get_metric_history(run_id, "epoch_seconds")}
+
+
+def resume_options(run_id: str, step: str, given: TrainOptions) -> TrainOptions:
+    """The options that an unfinished run of the step was started with.
+
+    Raises: ParameterError when there is nothing to resume, or when the user's options disagree with the run's.
+    """
+    refusal = f"resume is {run_id!r}: it takes the id of an unfinished run of {step}, and "
+    try:
+        found = mlflow.get_run(run_id)
+    except MlflowException as error:
+        raise ParameterError(f"{refusal}the store says: {error.message}") from None
+    tags = ours(found.data.tags)
+    if tags.get("step") != step:
+        raise ParameterError(f"{refusal}that is a run of {tags.get('step', 'no step')}")
+    if found.info.status == "FINISHED":
+        raise ParameterError(f"{refusal}that run is finished")
+    lock = tags.get("process")
+    # A run of a dead process of this machine would have been closed already.
+    is_alive = lock and lock != process.liveness_lock() and not process.is_elsewhere(lock)
+    if found.info.status == "RUNNING" and is_alive:
+        raise ParameterError(f"{refusal}that run is being trained by another process")
+    params = found.data.params
+    try:
+        stored = {
+            "seed": int(params["run.seed"]),
+            "dataset": params["run.dataset"],
+            "validation": int(params["run.validation"]),
+            "device": params["run.device"],
+            "threads": int(params["run.threads"]),
+            "engine": params["run.engine"],
+            "epochs": int(params["recipe.epochs"]),
+            "batch_size": int(params["recipe.batch_size"]),
+            "lr": float(params["recipe.lr"]),
+            "target": float(params["target.accuracy"]),
+        }
+    except KeyError as missing:
+        raise ParameterError(f"{refusal}that run ended before it had logged {missing}") from None
+    defaults = TrainOptions()
+    for name, value in stored.items():
+        if getattr(given, name) not in (getattr(defaults, name), value):
+            raise ParameterError(f"{name} is {getattr(given, name)!r}: the run that is resumed has {value!r}")
+    return replace(given, **stored)  # type: ignore[arg-type]
+
+
+def check_fingerprint(run_id: str, fingerprint: Mapping[str, str]) -> None:
+    """Raise ParameterError unless the run was started with this fingerprint."""
+    tags = ours(mlflow.get_run(run_id).data.tags)
+    for name, value in fingerprint.items():
+        if tags.get(name) != value:
+            raise ParameterError(
+                f"resume is {run_id!r}: it takes a run of the same code, recipe, data and versions, and that run's "
+                f"{name} is {tags.get(name)}, now it is {value}"
+            )
+
+
+def find_reusable(fingerprint: Mapping[str, str]) -> Run | None:
+    """The newest finished run with this fingerprint, if there is one."""
+    found = _search(
+        *(f"tags.`{name}` = '{value}'" for name, value in prefixed(fingerprint).items()),
+        max_results=1,
+    )
+    return found[0] if found else None
+
+
+def finished_runs(*, step: str | None = None, dataset: str | None = None, digest: str | None = None) -> list[Run]:
+    """The finished runs that were measured on the test images, the newest first, of all experiments.
+
+    Args:
+        step: of this step only.
+        dataset: on the dataset with this name only.
+        digest: on the dataset with this digest only.
+    """
+    conditions = ["params.`run.validation` = '0'"]
+    if dataset:
+        conditions.append(f"params.`run.dataset` = '{dataset}'")
+    wanted = {"step": step, "dataset.digest": digest}
+    return [
+        run
+        for run in _search(*conditions)
+        if all(value is None or ours(run.data.tags).get(tag) == value for tag, value in wanted.items())
+    ]
+
+
+def _search(*conditions: str, max_results: int = 50_000) -> list[Run]:
+    return mlflow.search_runs(
+        filter_string=" and ".join([*conditions, "attributes.status = 'FINISHED'"]),
+        order_by=["attributes.start_time DESC"],
+        max_results=max_results,
+        search_all_experiments=True,
+        output_format="list",
+    )
+
+
+def metric_names(split: str) -> dict[str, str]:
+    """The metric's name for each field of AccuracySummary.
+
+    A figure of the validation slice never takes the name of a figure of the test set.
+    """
+    of_split = "" if split == "test" else f"{split}_"
+    return {
+        "final_accuracy": f"final_{split}_accuracy",
+        "best_accuracy": f"best_{split}_accuracy",
+        "epochs_at_target": f"{of_split}epochs_at_target",
+        "min_accuracy_last_k": f"{of_split}min_accuracy_last_k",
+    }
+
+
+def log_end(
+    state: TrainState, evaluation: Evaluation, verdict: Verdict, goal: Goal, dataset: Dataset, report: str
+) -> ModelInfo:
+    """Log what training came to: figures, pictures, report, verdict and the model with its figures."""
+    import pandas as pd
+
+    from drilldown.reporting import plots
+
+    split, history = dataset.split, state.history
+    mlflow.log_text(pd.DataFrame([row.named(split) for row in history]).to_csv(index=False), "history.csv")
+    mlflow.log_figure(plots.curves(history, goal.accuracy, split), "curves.png")
+    mlflow.log_figure(plots.confusion_matrix(evaluation.confusion()), "confusion_matrix.png")
+    wrong = evaluation.mistakes()[:MAX_MISTAKES]
+    mistakes = plots.mistakes(
+        dataset.test_images[wrong].numpy(),
+        evaluation.labels[wrong].tolist(),
+        evaluation.predictions[wrong].tolist(),
+        evaluation.probabilities[wrong].amax(1).tolist(),
+    )
+    mlflow.log_figure(mistakes, "mistakes.png")
+    mlflow.log_text(report, "report.md")
+    mlflow.log_dict({**asdict(verdict), "target": asdict(goal)}, "gate.json")
+    reason = "; ".join(verdict.reasons)
+    description = {"mlflow.note.content": report}  # the UI shows it as the run's description
+    set_tags({"gate": "passed" if verdict.passed else "failed", "gate.reason": reason} | description)
+    model = export.log_model(state.eval_model, dataset)
+    figures = asdict(summarize([row.eval_accuracy for row in history], goal))
+    metrics = {name: figures[field] for field, name in metric_names(split).items()}
+    metrics["parameters"] = state.classifier.num_parameters
+    mlflow.log_metrics(metrics, step=len(history), model_id=model.model_id)
+    return model
+
+
+def log_repeat(summary: Mapping[str, object], metrics: Mapping[str, float], figure: Figure) -> None:
+    """Log what many seeds came to: the whole summary, its metrics, and every seed's curve."""
+    mlflow.log_dict(dict(summary), "repeat.json")
+    mlflow.log_figure(figure, "seeds.png")
+    mlflow.log_metrics(dict(metrics))
+
+
+def note_reused(run_ids: Sequence[str]) -> None:
+    """Name the earlier runs that stand in for nested runs of the active one."""
+    if run_ids:
+        set_tags({"reused": " ".join(run_ids)})
+
+
+def log_comparison(dataset: str, markdown: str, page: str, numbers: pd.DataFrame, figure: Figure) -> None:
+    """Log the comparison of the steps as Markdown, HTML, CSV and picture."""
+    set_tags({"compare": dataset, "mlflow.note.content": markdown})
+    mlflow.log_text(markdown, "compare.md")
+    mlflow.log_text(page, "compare.html")
+    mlflow.log_text(numbers.to_csv(index=False), "compare.csv")
+    mlflow.log_figure(figure, "compare.png")
+
+
+def open_nested(parent: str, name: str) -> str:
+    """Open a run under the parent, for another process to take over (by MLFLOW_RUN_ID); returns its id."""
+    client = mlflow.MlflowClient()
+    found = client.get_run(parent)
+    inherited = {
+        key: value for key, value in found.data.tags.items() if key.startswith(("mlflow.source.", "mlflow.user"))
+    }
+    tags = prefixed({**inherited, **_liveness(), MLFLOW_PARENT_RUN_ID: parent})
+    return str(client.create_run(found.info.experiment_id, tags=tags, run_name=name).info.run_id)
+
+
+def log_predictions(
+    rows: Sequence[Mapping[str, object]], refused: Mapping[str, str], sheet: Figure, lineage: Mapping[str, str]
+) -> None:
+    """Log the answers as a table and a picture, the refused files with reasons, and the model that answered."""
+    import pandas as pd
+
+    set_tags(lineage)
+    mlflow.log_text(pd.DataFrame(rows).to_csv(index=False), "predictions.csv")
+    mlflow.log_figure(sheet, "contact_sheet.png")
+    mlflow.log_dict(dict(refused), "refused.json")
+    mlflow.log_metrics({"predicted": len(rows), "refused": len(refused)})

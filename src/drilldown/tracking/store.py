@@ -1,0 +1,167 @@
+"""The tracking store: connect to it, wait for it no longer than it is worth, close runs whose process is gone."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+from filelock import FileLock
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
+
+from drilldown import process
+from drilldown.errors import StoreError
+from drilldown.messages import one_line
+from drilldown.steps import ROOT
+from drilldown.tracking import database
+from drilldown.tracking.tags import ours, prefixed
+
+EXPERIMENT = "mnist-drilldown"  # unless MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID or `mlflow run` says otherwise
+TAKEOVER_SECONDS = 5  # a process that `mlflow run` starts holds its liveness lock sooner
+
+
+def quiet_mlflow() -> None:
+    """Show MLflow's warnings, but not its reports of progress."""
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # the artifacts are small and many
+
+
+def connect() -> None:
+    """Open the tracking store, select the experiment, and close the runs whose process is gone.
+
+    Raises: StoreError when the store does not answer.
+    """
+    _defer_signals_during_queries()
+    try:
+        if file := _sqlite_file():
+            database.ensure(Path(file))
+        with short_timeouts():
+            _select_experiment()
+            close_abandoned()
+    except Exception as error:  # MLflow's, SQLAlchemy's, SQLite's: whatever it is, the store does not open
+        uri = mlflow.get_tracking_uri()
+        raise StoreError(
+            f"MLFLOW_TRACKING_URI is {uri!r}: the store there does not answer ({explain(error)})"
+        ) from error
+
+
+def _defer_signals_during_queries() -> None:
+    # A query that a signal cuts off keeps SQLite's file locked while its traceback lives, also against closing the run.
+    from sqlalchemy import event
+    from sqlalchemy.pool import Pool
+
+    for name, listener in (("checkout", _defer_signals), ("checkin", _allow_signals)):
+        if not event.contains(Pool, name, listener):
+            event.listen(Pool, name, listener)
+
+
+def _defer_signals(connection: object, record: object, proxy: object) -> None:
+    process.defer_signals(id(record))
+
+
+def _allow_signals(connection: object, record: object) -> None:
+    process.allow_signals(id(record))
+
+
+def _select_experiment() -> None:
+    """Select the experiment of this project, unless the user or `mlflow run` selected one."""
+    selected = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
+    if not any(map(os.environ.get, selected)):
+        with store_lock("experiment"):  # of two processes that create it at once, MLflow refuses one
+            mlflow.set_experiment(EXPERIMENT)
+
+
+def explain(error: Exception) -> str:
+    """Say what is wrong with the store: of a database error, where and why, without the SQL statement."""
+    cause: BaseException | None = error
+    while cause and not hasattr(cause, "orig"):  # SQLAlchemy's error holds the database's own
+        cause = cause.__cause__ or cause.__context__
+    return f"{mlflow.get_tracking_uri()}: {getattr(cause, 'orig', '')}" if cause else str(error)
+
+
+def store_lock(name: str) -> contextlib.AbstractContextManager[object]:
+    """Lock a part of the store against the other processes of this machine (for a server: of this folder)."""
+    if file := _sqlite_file():
+        return FileLock(f"{file}.{name}.lock")
+    try:
+        process.LIVENESS_FOLDER.mkdir(exist_ok=True)
+    except OSError:
+        return contextlib.nullcontext()  # the folder is read-only: nobody trains here
+    server = hashlib.sha256(mlflow.get_tracking_uri().encode()).hexdigest()[:16]  # the address may hold a password
+    return FileLock(process.LIVENESS_FOLDER / f"{server}.{name}.lock")
+
+
+def _sqlite_file() -> str | None:
+    uri = mlflow.get_tracking_uri()
+    return uri.removeprefix("sqlite:///").partition("?")[0] if uri.startswith("sqlite:///") else None
+
+
+@contextlib.contextmanager
+def short_timeouts() -> Iterator[None]:
+    """Wait seconds for a server that does not answer, instead of the minutes that a training waits."""
+    timeouts = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    before = {name: os.environ.get(name) for name in timeouts}
+    os.environ.update(timeouts)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def close_abandoned() -> None:
+    """Close the runs whose process is gone; leave those that are alive, or on another machine."""
+    running = mlflow.search_runs(
+        filter_string="attributes.status = 'RUNNING'", search_all_experiments=True, output_format="list"
+    )
+    for run in filter(_is_abandoned, running):
+        with contextlib.suppress(MlflowException):  # somebody deleted it meanwhile
+            close_run(run.info.run_id, "KILLED", "its process is gone: it was killed, or the machine went down")
+
+
+def _is_abandoned(run: Run) -> bool:
+    tags = ours(run.data.tags)
+    if lock := tags.get("process"):
+        return process.is_gone(lock)
+    # `mlflow run` opened the run, and no process has taken it over yet. One that comes late, because its environment is
+    # being built, opens the run again.
+    is_ours = tags.get(MLFLOW_SOURCE_TYPE) == "PROJECT" and tags[MLFLOW_SOURCE_NAME] == _project_source()
+    is_late = time.time() - run.info.start_time / 1000 > TAKEOVER_SECONDS
+    is_here = _sqlite_file() or (process.LIVENESS_FOLDER / run.info.run_id).exists()
+    return bool(is_ours and is_late and is_here) and process.is_gone(process.lock_name(run.info.run_id))
+
+
+def _project_source() -> str:
+    """The source name that `mlflow run` gives to the runs of this project; MLflow has no public function for it."""
+    from mlflow.tracking._tracking_service.utils import _get_git_url_if_present
+
+    return str(_get_git_url_if_present(str(ROOT)))
+
+
+def close_run(run_id: str, status: str, error: str) -> None:
+    """End a run whose process is gone, unless it ended by itself."""
+    client = mlflow.MlflowClient()
+    if client.get_run(run_id).info.status == "RUNNING":
+        client.set_terminated(run_id, status)
+        _set_error(client, run_id, error)
+
+
+def note_error(message: str, run_id: str | None = None) -> None:
+    """Keep the message on the run, or on the one that `mlflow run` opened and nobody has taken over yet."""
+    if run_id := run_id or os.environ.get("MLFLOW_RUN_ID"):
+        with contextlib.suppress(Exception), short_timeouts():  # the store itself may be what failed
+            _set_error(mlflow.MlflowClient(), run_id, one_line(message))
+
+
+def _set_error(client: mlflow.MlflowClient, run_id: str, message: str) -> None:
+    for name, value in prefixed({"error": message}).items():
+        client.set_tag(run_id, name, value)

@@ -1,0 +1,323 @@
+"""What each command does: train, resume and finish a run; train many; compare; change the champion; predict."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import ParamSpec
+
+import click
+import torch
+from mlflow.exceptions import MlflowException
+from tqdm import tqdm
+
+from drilldown import hardware, process
+from drilldown.engine import accelerate
+from drilldown.errors import CheckpointError, CompareError, DrilldownError, PredictError, RegistryError, StoreError
+from drilldown.experiments import compare, nested, records, repeat
+from drilldown.inference import predict
+from drilldown.learning import checkpoint, data, train
+from drilldown.learning.evaluate import evaluate
+from drilldown.learning.recipe import Goal
+from drilldown.options import TrainOptions
+from drilldown.registry import registry
+from drilldown.registry.verify import Verifier
+from drilldown.reporting import gate, report
+from drilldown.steps import STEP_NAMES, Step, load_step
+from drilldown.tracking import provenance, runs, store
+
+CHECKPOINTS = Path("checkpoints")
+MAX_SHEET = 80  # images on the contact sheet of a prediction
+Given = ParamSpec("Given")
+
+
+def command(function: Callable[Given, None]) -> Callable[Given, None]:
+    """Make a function a command: it is connected to the store, and foreign errors become errors of one line."""
+
+    @functools.wraps(function)
+    def run(*given: Given.args, **named: Given.kwargs) -> None:
+        store.quiet_mlflow()
+        try:
+            store.connect()
+            function(*given, **named)
+        except MlflowException as error:
+            raise StoreError(store.explain(error)) from error
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            raise DrilldownError(f"out of memory: {error}; a smaller batch_size needs less") from error
+
+    return run
+
+
+@command
+def train_step(name: str, options: TrainOptions, resume: str) -> None:
+    """Train one step, or resume an unfinished run of it: track it, judge it, register its model if it passes."""
+    step = load_step(name)
+    if resume:
+        options = runs.resume_options(resume, name, options)
+    recipe = options.recipe(step.recipe)
+    device = train.prepare(options.seed, options.device, options.threads)
+    network = step.network()
+    acceleration = accelerate(network, engine=options.engine, device=device)
+
+    def fingerprint(dataset: data.Dataset) -> dict[str, str]:
+        goal = options.goal(step.target, dataset)
+        return provenance.fingerprint(
+            name,
+            recipe=recipe,
+            goal=goal,
+            dataset=dataset,
+            seed=options.seed,
+            device=device,
+            engine=acceleration.engine,
+        )
+
+    with contextlib.ExitStack() as stack:
+        if resume:  # whatever forbids it is found before the run is touched
+            dataset = _load_dataset(options)
+            runs.check_fingerprint(resume, fingerprint(dataset))
+            stack.enter_context(checkpoint.lock(CHECKPOINTS / resume, fresh=False))
+        run_id = stack.enter_context(runs.run(f"{name} seed {options.seed}", {"step": name}, resume or None))
+        folder = CHECKPOINTS / run_id
+        if not resume:
+            stack.enter_context(checkpoint.lock(folder))
+            dataset = _load_dataset(options)
+        stack.enter_context(_resume_hint(name, run_id, folder))
+        state = train.init_state(network, recipe, dataset, options.seed, device)
+        goal = options.goal(step.target, dataset)
+        click.echo(
+            f"{name}, seed {options.seed}: {state.classifier.num_parameters:,} parameters, {dataset.name}, "
+            f"{recipe.epochs} epochs on {device.type}"
+        )
+        if acceleration.reason:
+            click.echo(f"engine: torch, because {acceleration.reason}")
+        logged = set()
+        if resume:
+            logged = _restore(state, folder, run_id, dataset.split)
+        else:
+            runs.log_start(fingerprint(dataset), state, recipe, goal, dataset, options, acceleration.engine)
+        for row in train.fit(state, recipe, dataset, acceleration.engine):
+            checkpoint.save(state, folder)  # before it is logged: `resume` logs what the store has missed
+            if row.epoch not in logged:  # from a damaged state on, an epoch is trained once more
+                runs.log_epoch(row, dataset.split)
+            tqdm.write(report.epoch_line(row, recipe.epochs, dataset.split))
+        _finish(step, options.seed, run_id, state, dataset, goal)
+    checkpoint.clear(folder)
+
+
+def _load_dataset(options: TrainOptions) -> data.Dataset:
+    return data.load(options.dataset, options.data_dir or None).hold_out(options.validation)
+
+
+@contextlib.contextmanager
+def _resume_hint(name: str, run_id: str, folder: Path) -> Iterator[None]:
+    """Say how to resume a run that was stopped, or whose store or disk failed."""
+    try:
+        yield
+    except (process.Stopped, MlflowException, CheckpointError, OSError):
+        if checkpoint.exists(folder):
+            click.echo(f"to resume it: mlflow run . -e {name} --env-manager local -P resume={run_id}")
+        raise
+
+
+def _restore(state: train.TrainState, folder: Path, run_id: str, split: str) -> set[int]:
+    """Restore the saved state of a run; returns the epochs that the store has."""
+    for damage in checkpoint.restore(state, folder):
+        click.echo(f"warning: {damage}; the state before it is used", err=True)
+    logged = runs.logged_epochs(run_id)
+    for row in state.history:
+        if row.epoch not in logged:
+            runs.log_epoch(row, split)
+    click.echo(f"resumes after epoch {len(state.history)}")
+    return logged
+
+
+def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset: data.Dataset, goal: Goal) -> None:
+    """Judge the trained model, log it, and register it if it passed."""
+    history, split = state.history, dataset.split
+    accuracies = [row.eval_accuracy for row in history]
+    verdict = gate.judge(accuracies, split, state.classifier.num_parameters, goal)
+    with Verifier() as verifier:
+        if verdict.passed:
+            verifier.start()  # its imports take seconds; meanwhile this process draws and exports
+        classifier = state.eval_model.cpu()  # where the exported model answers
+        evaluation = evaluate(classifier, dataset.test_images, dataset.test_labels)
+        text = report.markdown(step.docstring, seed, history, verdict, goal, split)
+        model = runs.log_end(state, evaluation, verdict, goal, dataset, text)
+        click.echo(report.verdict_lines(verdict))
+        if not verdict.passed:
+            click.echo("nothing registered")
+            return
+        registration = registry.register(model, run_id, step.name, verdict, evaluation, dataset, verifier)
+    role = "champion" if registration.champion else "challenger"
+    click.echo(registration.details)
+    click.echo(f"registered {registration.name} version {registration.version} as {role}: {registration.reason}")
+
+
+@command
+def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: bool) -> None:
+    """Train a step with many seeds, each in a nested run, and log the spread of their figures."""
+    from drilldown.reporting import plots
+
+    with runs.run(f"repeat {step}", {"repeat": step}) as parent:
+        dataset = _load_dataset(options)
+        goal = options.goal(load_step(step).target, dataset)
+        tasks = [(step, seed) for seed in range(seeds)]
+        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=jobs, quiet=True, reuse=reuse))
+        summary = repeat.summarize(step, outcomes, goal, dataset.split)
+        curves = {run.seed: run.accuracies for run in summary.runs if run.error is None}
+        figure = plots.seeds(curves, goal.accuracy, dataset.split)
+        runs.log_repeat(summary.as_dict(), summary.metrics(), figure)
+        click.echo(repeat.summary_lines(summary))
+        nested.check(outcomes)
+
+
+@command
+def train_all(options: TrainOptions, reuse: bool) -> None:
+    """Train every step with one seed, each in a nested run, and compare them."""
+    with runs.run("all", {"all": " ".join(STEP_NAMES)}) as parent:
+        dataset = _load_dataset(options)
+        tasks = [(step, options.seed) for step in STEP_NAMES]
+        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse=reuse))
+        trained = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
+        entries = {
+            step: compare.collect(step, dataset.digest, like=trained[step]) if step in trained else None
+            for step in STEP_NAMES
+        }
+        _log_comparison(entries, dataset.name, {outcome.step: outcome.error for outcome in outcomes if outcome.error})
+        nested.check(outcomes)
+
+
+def _train_nested(
+    tasks: Sequence[tuple[str, int]],
+    dataset: data.Dataset,
+    parent: str,
+    options: TrainOptions,
+    *,
+    jobs: int,
+    quiet: bool,
+    reuse: bool,
+) -> Iterator[nested.Outcome]:
+    """Train each (step, seed) in a run nested in the parent, or reuse a finished one; print a line for each."""
+    device = hardware.select_device(options.device)
+    goals: dict[str, Goal] = {}
+    missing, reused = [], []
+    for name, seed in tasks:
+        try:
+            step = load_step(name)
+            engine = accelerate(step.network(), engine=options.engine, device=device).engine
+        except Exception as error:  # whatever is wrong with its file, the other steps can do without it
+            outcome = nested.Outcome(name, seed, "", error=f"{type(error).__name__}: {error}")
+            click.echo(nested.outcome_line(outcome, Goal(dataset.target_accuracy)))
+            yield outcome
+            continue
+        goal = goals[name] = options.goal(step.target, dataset)
+        fingerprint = provenance.fingerprint(
+            name,
+            recipe=options.recipe(step.recipe),
+            goal=goal,
+            dataset=dataset,
+            seed=seed,
+            device=device,
+            engine=engine,
+        )
+        if reuse and (found := runs.find_reusable(fingerprint)):
+            outcome = nested.Outcome.from_run(name, seed, found.info.run_id, dataset.split, reused=True)
+            reused.append(found.info.run_id)
+            click.echo(nested.outcome_line(outcome, goal))
+            yield outcome
+        else:
+            missing.append((name, seed))
+    runs.note_reused(reused)
+    threads = options.threads or max(1, hardware.cores() // min(jobs, len(missing) or 1))
+    # "auto" is decided once, here, for all of them.
+    decided = replace(options, dataset=dataset.name, device=device.type, threads=threads)
+    outcomes = nested.train(missing, decided, jobs=jobs, parent=parent, split=dataset.split, quiet=quiet)
+    for outcome in tqdm(outcomes, total=len(missing), unit="run", disable=None):
+        tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
+        yield outcome
+
+
+@command
+def compare_steps(dataset: str) -> None:
+    """Compare the finished runs of the steps."""
+    with runs.run("compare", {}):
+        if not (newest := compare.newest(dataset)):
+            raise CompareError(f"dataset is {dataset!r}: the store has no finished run to compare; train a step")
+        name, digest = compare.dataset_of(newest)
+        recipes = {step: load_step(step).recipe for step in STEP_NAMES}
+        _log_comparison({step: compare.collect(step, digest, recipe=recipes[step]) for step in STEP_NAMES}, name, {})
+
+
+def _log_comparison(entries: Mapping[str, compare.Entry | None], dataset: str, failed: Mapping[str, str]) -> None:
+    """Log the comparison, and print it in short."""
+    table, figure = compare.rows(entries, dataset), compare.figure(entries)
+    notes = compare.notes(entries, dataset, failed)
+    pages = compare.markdown(table, notes), compare.page(table, notes, figure)
+    runs.log_comparison(dataset, *pages, compare.numbers(entries, table), figure)
+    for row in table:
+        click.echo(compare.line(row))
+
+
+@command
+def promote(version: str, *, force: bool, model: str, why: str, data_dir: str) -> None:
+    """Make a version the champion by hand, with the checks of every promotion."""
+    _change_champion(
+        "promote", model, data_dir, lambda dataset: registry.promote(version, dataset, why=why, force=force)
+    )
+
+
+@command
+def roll_back(*, model: str, why: str, data_dir: str) -> None:
+    """Make the previous champion the champion again."""
+    _change_champion("rollback", model, data_dir, lambda dataset: registry.roll_back(dataset, why=why))
+
+
+def _change_champion(
+    name: str, model: str, data_dir: str, change: Callable[[data.Dataset], registry.Registration]
+) -> None:
+    """Change the champion in a run of its own, and print the champion's history."""
+    with runs.run(f"{name} {model}", {name: model}):
+        done = change(data.load(registry.dataset_name(model), data_dir or None))
+        click.echo(done.details)
+        for entry in registry.champion_history(model):
+            click.echo(entry)
+        if not done.champion:
+            raise RegistryError(f"{model} version {done.version} stays challenger: {done.reason}")
+        click.echo(f"{model} version {done.version} is champion: {done.reason}")
+
+
+@command
+def predict_images(images: str, model: str) -> None:
+    """Classify image files by a registered model, and log the answers."""
+    from drilldown.reporting import plots
+
+    files = predict.find_images(images)
+    with runs.run("predict", {}):
+        loaded, lineage = predict.load(model)
+        predictions, seen, refused = predict.predict(loaded, files)
+        shown = predictions[:MAX_SHEET]
+        sheet = plots.sheet(
+            seen[:MAX_SHEET],
+            [f"{Path(row.file).name[-18:]}\n{row.digit} ({row.probability:.0%})" for row in shown],
+            f"{len(shown)} of {len(predictions):,} images, as the model saw them",
+        )
+        runs.log_predictions([asdict(row) for row in predictions], refused, sheet, lineage)
+        if predictions:
+            click.echo(predict.table(predictions))
+        for file, reason in refused.items():
+            click.echo(f"{file}  left out: {reason}", err=True)
+        if not predictions:
+            raise PredictError("none of the files could be read")
+
+
+@command
+def record_results(name: str, epochs: int | None) -> None:
+    """Write results/STEP.json from the finished MNIST runs in the store."""
+    recipe = load_step(name).recipe
+    file, left_out = records.write(name, recipe, epochs or recipe.epochs)
+    click.echo(f"{file}: the newest run of each seed; left out: {left_out}")

@@ -1,0 +1,32 @@
+"""Threads that meet, or that must not."""
+
+import contextlib
+import threading
+from collections.abc import Callable
+
+
+def watch_turns(monkeypatch, owner: object, call: str) -> tuple[threading.Barrier, threading.Event]:
+    """Let each thread that makes the call wait a while for a second one.
+
+    Returns: the barrier, broken when a thread waited in vain, and the event that is set when two threads met.
+    """
+    met = threading.Event()
+    together = threading.Barrier(2, action=met.set)
+    function = getattr(owner, call)
+
+    def watched(*given, **named):
+        with contextlib.suppress(threading.BrokenBarrierError):  # no second thread came
+            together.wait(timeout=2)
+        return function(*given, **named)
+
+    monkeypatch.setattr(owner, call, watched)
+    return together, met
+
+
+def at_once(*tasks: Callable[[], object]) -> None:
+    """Run the tasks, each in a thread of its own."""
+    threads = [threading.Thread(target=task) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,83 @@
+"""Copies of the project, and commands run in them as a user would."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import mlflow
+from torch import nn
+
+from drilldown.engine import accelerate
+from drilldown.steps import ROOT
+from drilldown.tracking.store import EXPERIMENT
+from tests.support.programs import with_programs
+
+NOWHERE = "http://127.0.0.1:9/"  # nothing listens there
+KERNELS = Path("src/drilldown/engine/__pycache__")
+
+
+def copy_project(folder: Path) -> Path:
+    """Copy the working tree as a fresh clone would hold it, with the compiled kernels, which take long to compile."""
+    with accelerate(nn.Sequential(nn.Conv2d(1, 1, 1, bias=False))):
+        pass  # now the kernels are compiled
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    files = listed.stdout.split("\n") if listed.returncode == 0 else []
+    for file in filter(None, files):
+        if (ROOT / file).exists():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / file, folder / file)  # compiled kernels belong to a source of one time and size
+    for compiled in (ROOT / KERNELS).glob("kernels.*.nb?"):
+        (folder / KERNELS).mkdir(parents=True, exist_ok=True)
+        shutil.copy2(compiled, folder / KERNELS)
+    return folder
+
+
+class Project:
+    """A copy of the project with a store of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = copy_project(folder)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTHONPATH"))}
+        self.environment = with_programs(kept) | {
+            "GIT_PYTHON_REFRESH": "quiet",
+            "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # no processes that wait for jobs
+        }
+        self.tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
+
+    def command(self, *command: str, **settings) -> subprocess.CompletedProcess:
+        """Run a command to its end."""
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=550, **settings
+        )
+
+    def start(self, *command: str, **settings) -> subprocess.Popen:
+        """Start a command in a process group of its own, as a shell would."""
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+            **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | settings,
+        )
+
+    def mlflow_run(self, entry_point: str, *, env_manager: str = "local", **parameters) -> subprocess.CompletedProcess:
+        """Run an entry point by `mlflow run`."""
+        pairs = [part for name, value in parameters.items() for part in ("-P", f"{name}={value}")]
+        return self.command("mlflow", "run", ".", "-e", entry_point, "--env-manager", env_manager, *pairs)
+
+    def runs(self) -> list[mlflow.entities.Run]:
+        """All runs of its store, the newest first."""
+        client = self.client()
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        return list(client.search_runs(experiments, order_by=["attributes.start_time DESC"]))
+
+    def client(self) -> mlflow.MlflowClient:
+        """MLflow's client of its store."""
+        return mlflow.MlflowClient(self.tracking_uri)
