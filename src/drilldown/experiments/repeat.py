@@ -22,6 +22,16 @@ class RepeatSummary:
     spread: dict[str, Spread]  # by metric: percent, seconds
     runs: list[Outcome]  # by seed
 
+    def metrics(self) -> dict[str, float]:
+        """The summary as metrics of the parent run."""
+        metrics: dict[str, float] = {"seeds": self.seeds, "failed": self.failed}
+        for metric, spread in self.spread.items():
+            metrics |= {f"{metric}_{name}": value for name, value in asdict(spread).items() if value is not None}
+        if rate := self.pass_rate:
+            metrics |= {"passed": rate.passed, "pass_rate": rate.rate}
+            metrics |= {"pass_rate_low": rate.low, "pass_rate_high": rate.high}
+        return metrics
+
     def as_dict(self) -> dict[str, object]:
         """The summary as it is kept in repeat.json."""
         judged: dict[str, object] = {}

@@ -1,0 +1,64 @@
+"""The gate on the study's real histories, at its limits, and on runs that must never pass."""
+
+import json
+import math
+
+import pytest
+
+from drilldown.learning.recipe import Goal
+from drilldown.reporting.gate import judge
+from tests.support.project import ROOT
+
+STUDY = json.loads((ROOT / "results" / "study.json").read_text())["steps"]
+GOAL = Goal(accuracy=99.4, max_epochs=15, max_parameters=7_999)
+
+
+@pytest.mark.parametrize("step", ["step1", "step2", "step3"])
+def test_the_first_three_steps_of_the_study_fail(step):
+    verdict = judge(STUDY[step]["test_accuracy"], "test", STUDY[step]["parameters"], Goal(accuracy=99.4))
+    assert not verdict.passed
+    assert "min_accuracy_last_k" in verdict.reasons[0]
+    assert len(verdict.reasons) == 1
+
+
+def test_fifteen_epochs_of_the_fourth_step_of_the_study_pass():
+    verdict = judge(STUDY["step4"]["test_accuracy"][:15], "test", 9_300, Goal(accuracy=99.4, max_epochs=15))
+    assert verdict.passed
+    assert verdict.metrics["min_accuracy_last_k"] == 99.48
+    assert verdict.metrics["epochs_at_target"] == 9
+    assert verdict.reasons == ("the last 5 epochs are all at or above 99.40 %, the lowest at 99.48 %",)
+
+
+def test_its_parameters_and_all_twenty_epochs_are_too_many():
+    verdict = judge(STUDY["step4"]["test_accuracy"], "test", 9_300, GOAL)
+    assert not verdict.passed
+    assert len(verdict.reasons) == 2
+    assert "epochs = 20, epochs threshold = 15" in verdict.reasons[0]
+    assert "parameters = 9300, parameters threshold = 7999" in verdict.reasons[1]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "passed"),
+    [
+        ([99.4] * 5, True),
+        ([10.0] + [99.4] * 5, True),
+        ([99.4] * 4, False),
+        ([99.39] + [99.9] * 4, False),
+        ([99.9] * 4 + [99.39], False),
+        ([99.9] * 9 + [math.nan], False),
+        ([99.9] * 4 + [math.nan] + [99.9] * 2, False),
+        ([], False),
+    ],
+)
+def test_the_last_five_epochs_decide(accuracies, passed):
+    assert judge(accuracies, "test", 7_999, GOAL).passed is passed
+
+
+def test_one_parameter_too_many():
+    assert not judge([100.0] * 5, "test", 8_000, GOAL).passed
+
+
+def test_a_validation_run_never_passes():
+    verdict = judge([100.0] * 5, "validation", 1, GOAL)
+    assert not verdict.passed
+    assert "not measured on the test set" in verdict.reasons[0]

@@ -1,0 +1,59 @@
+"""Statistics against known values."""
+
+import subprocess
+import sys
+
+import pytest
+
+from drilldown.learning.recipe import Goal
+from drilldown.reporting.statistics import (
+    AccuracySummary,
+    Spread,
+    format_spread,
+    mcnemar_p,
+    pass_rate,
+    spread,
+    summarize,
+)
+
+
+def test_summary_of_a_run():
+    assert summarize([90.0, 99.5, 99.4, 99.3, 99.6, 99.5, 99.45], Goal(accuracy=99.4)) == AccuracySummary(
+        final_accuracy=99.45, best_accuracy=99.6, epochs_at_target=5, min_accuracy_last_k=99.3
+    )
+
+
+def test_spread():
+    assert spread([1.0, 2.0, 3.0]) == Spread(mean=2.0, min=1.0, max=3.0, std=1.0)
+    assert spread([4.0]) == Spread(mean=4.0, min=4.0, max=4.0, std=None)
+    assert format_spread([99.5, 99.7]) == "99.60 ± 0.14"
+    assert format_spread([4, 5], decimals=1) == "4.5 ± 0.7"
+    assert format_spread([5], decimals=0) == "5"
+
+
+@pytest.mark.parametrize(
+    ("passed", "seeds", "low", "high"),
+    [(10, 10, 0.72247, 1.0), (8, 10, 0.49016, 0.94332), (0, 5, 0.0, 0.43448)],  # by Wilson's formula
+)
+def test_pass_rate_with_its_interval(passed, seeds, low, high):
+    rate = pass_rate(passed, seeds)
+    assert (rate.rate, rate.low, rate.high) == pytest.approx((passed / seeds, low, high), abs=1e-5)
+    assert str(rate).startswith(f"gate passed by {passed} of {seeds} seeds: {passed / seeds:.0%}, 95 % interval from ")
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [(0, 0, 1.0), (5, 5, 1.0), (5, 0, 2 / 2**5), (0, 10, 2 / 2**10), (9, 1, 22 / 2**10)],  # binomial tails
+)
+def test_exact_mcnemar_test(only_first, only_second, p):
+    assert mcnemar_p(only_first, only_second) == pytest.approx(p)
+
+
+def test_statistics_and_gate_import_no_heavy_package():
+    heavy = {"matplotlib", "sklearn", "scipy", "pandas", "torch", "mlflow"}
+    code = (
+        "import sys, drilldown.reporting.statistics, drilldown.reporting.gate, drilldown.reporting.report\n"
+        f"print(*{heavy!r} & sys.modules.keys())"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == []
