@@ -1,0 +1,240 @@
+"""Write the generated parts of README.md and docs/*.md from results/: `python docs/generate.py`.
+
+A part stands between `<!-- generated: NAME -->` and `<!-- end -->`. NAME is a key of PARTS; arguments may follow.
+With --check nothing is written; the exit code is 1 when a part is stale, and each stale file is named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks, which is not installed
+
+import click
+
+from benchmarks import search
+from benchmarks.target import by_the_studys_epoch, holds_from
+from drilldown.experiments import records
+from drilldown.experiments.records import GOAL
+from drilldown.reporting import report
+from drilldown.reporting.statistics import summarize
+from drilldown.steps import ROOT, STEP_NAMES
+from drilldown.tracking import store
+
+RESULTS = ROOT / "results"
+FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", flags=re.S)
+
+
+def read(name: str) -> Any:
+    """A file of results/."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def seeds(name: str) -> str:
+    """A record's seeds, one a column."""
+    runs = read(name)["runs"]
+    summaries = [summarize(run["test_accuracy"], GOAL) for run in runs]
+    rows = {
+        "final": [f"{summary.final_accuracy:.2f}" for summary in summaries],
+        "lowest of the last five": [f"{summary.min_accuracy_last_k:.2f}" for summary in summaries],
+        "holds from epoch": [str(holds_from(run["test_accuracy"], GOAL.accuracy) or "–") for run in runs],
+    }
+    numbers = [str(run["seed"]) for run in runs]
+    return report.table([{"seed": row} | dict(zip(numbers, cells, strict=True)) for row, cells in rows.items()])
+
+
+def outcomes(files: Mapping[str, str]) -> str:
+    """Records of ten seeds side by side: what they are, by the name of their file."""
+    rows = []
+    for name, what in files.items():
+        record = read(name)
+        figures = records.figures(record)
+        held = [epoch for run in record["runs"] if (epoch := holds_from(run["test_accuracy"], GOAL.accuracy))]
+        rows.append(
+            {
+                "what": what,
+                "record": f"`{name}.json`",
+                "parameters": figures["parameters"],
+                "final": figures["final"],
+                "lowest of the last five": figures["min_last_k"],
+                "holds from epoch": f"{mean(held):.1f}" if len(held) == len(record["runs"]) else "–",
+                "gate passed": f"{records.num_passed(record)} of {figures['seeds']} seeds",
+            }
+        )
+    return report.table(rows)
+
+
+CHOICES = {
+    "step4-lr-0.3": "dense 3×3 convolutions, peak learning rate 0.3",
+    "step4-dense": "the same, peak learning rate 0.15",
+    "step4-averaged-statistics": "separable convolutions after the pool",
+    "step4-torch": "the same, batch statistics taken again for the averaged weights",
+}
+ENGINES = {
+    "step4-torch": "torch's kernels",
+    "step4-first-loops": "compiled kernels, first version",
+    "step4": "compiled kernels, second version",
+}
+SMALLEST = {"step4-separable-32": "separable, 32 channels"}
+
+
+def measured() -> str:
+    """Where and with what each part of the benchmark was measured."""
+    parts: dict[str, list[str]] = {}
+    for part, facts in read("benchmark")["measured"].items():
+        versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
+        parts.setdefault(f"{facts['machine']}, {versions}", []).append(part)
+    return "".join(f"Measured on {facts} ({', '.join(names)}).\n" for facts, names in parts.items())
+
+
+def epoch() -> str:
+    """An epoch of ours against an epoch of the notebook's."""
+    kept = read("benchmark")
+    ours, *baselines = kept["epoch_seconds"]
+    speedups = {
+        name: [theirs / mine for mine, theirs in zip(kept["epoch_seconds"][ours], seconds, strict=True)]
+        for name, seconds in kept["epoch_seconds"].items()
+    }
+    rows = [
+        {
+            "training loop": name,
+            "seconds an epoch": f"{median(kept['epoch_seconds'][name]):.1f}",
+            "drilldown is faster by": times(speedups[name]) if name in baselines else "–",
+        }
+        for name in kept["epoch_seconds"]
+    ]
+    share = kept["share_of_matrix_product_rate"]["median"]
+    rate = kept["matrix_product_gflops"]["median"]
+    return (
+        f"{report.table(rows)}\n{repeats(len(speedups[ours]))} The machine multiplies matrices at {rate:.0f} GFLOP/s; "
+        + (f"drilldown trains at {share:.0%} of that rate.\n")
+    )
+
+
+def times(ratios: Iterable[float]) -> str:
+    """The median of ratios, and each of them."""
+    ratios = list(ratios)
+    return f"{median(ratios):.2f} times ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+
+
+def repeats(number: int) -> str:
+    return f"Medians of {number} measurements; in parentheses, each of them."
+
+
+def target() -> str:
+    """Time to the target: each seed, and the ratios."""
+    kept = read("benchmark")
+    found, by_study = kept["time_to_target"], by_the_studys_epoch(kept["time_to_target"], GOAL.accuracy)
+
+    def cell(run: Mapping[str, Any]) -> str:
+        if not run["epoch"]:
+            return f"below the target in the last of {len(run['test_accuracy'])} epochs"
+        return f"{run['seconds_to_target']:.1f} s, from epoch {run['epoch']}"
+
+    rows, ratios = [], iter(by_study)
+    for ours, theirs in zip(found["drilldown"], found["notebook"], strict=True):
+        both = ours["epoch"] and theirs["epoch"]
+        rows.append(
+            {
+                "seed": ours["seed"],
+                "drilldown": cell(ours),
+                "notebook": cell(theirs),
+                "sooner by": f"{theirs['seconds_to_target'] / ours['seconds_to_target']:.2f} times" if both else "–",
+                "against seven notebook epochs": f"{next(ratios):.2f} times" if ours["epoch"] and by_study else "–",
+            }
+        )
+    each = [run["seconds_to_target"] / run["epoch"] for run in found["drilldown"] if run["epoch"]]
+    return (
+        f"{report.table(rows)}\nMedian: {kept['time_to_target_speedup']['median']:.2f} times sooner than the "
+        f"notebook's runs, {median(by_study):.2f} times sooner than seven of their epochs. An epoch of step 4 takes "
+        f"{mean(each):.1f} s of training.\n"
+    )
+
+
+def overhead() -> str:
+    """What a run takes besides training."""
+    kept = read("benchmark")["overhead_seconds"]
+    rows: list[dict[str, object]] = [
+        {"part": part, "seconds": f"{seconds:.1f}"} for part, seconds in kept["parts"].items()
+    ]
+    rows.append({"part": "**all**", "seconds": f"**{kept['median']:.1f}**"})
+    runs = ", ".join(f"{seconds:.1f}" for seconds in kept["repeats"])
+    return f"{report.table(rows)}\nMedians of {len(kept['repeats'])} runs ({runs} s).\n"
+
+
+def serving() -> str:
+    """Images a second, by way and batch size."""
+    rows = [
+        {"way": way}
+        | {
+            f"images/s in batches of {size}": f"{int(size) * calls['calls_a_second']['median']:,.0f}"
+            for size, calls in batches.items()
+        }
+        for way, batches in read("benchmark")["serving"].items()
+    ]
+    return report.table(rows)
+
+
+def written() -> str:
+    """Accuracy on MNIST's test images as they are, and written out as files."""
+    kept = read("written")
+    rows: Sequence[Mapping[str, object]] = [
+        {"images": name, "accuracy (%)": f"{accuracy:.2f}"} for name, accuracy in kept["accuracy"].items()
+    ]
+    return f"{report.table(rows)}\n{kept['images']:,} images; `results/written.json`.\n"
+
+
+PARTS: dict[str, Callable[..., str]] = {
+    "steps": lambda: records.table(STEP_NAMES),
+    "results": lambda: records.full_table(STEP_NAMES),
+    "seeds": seeds,
+    "pass_rate": lambda: f"Step 4: {records.consistency(read('step4'))}.\n",
+    "choices": lambda: outcomes(CHOICES),
+    "engines": lambda: outcomes(ENGINES),
+    "smallest": lambda: outcomes(SMALLEST),
+    "search": search.table,
+    "measured": measured,
+    "epoch": epoch,
+    "target": target,
+    "overhead": overhead,
+    "serving": serving,
+    "written": written,
+}
+
+
+def generated(text: str) -> str:
+    """The text with each of its parts as results/ have it now."""
+
+    def part(match: re.Match[str]) -> str:
+        name, *arguments = match[2].split()
+        return f"{match[1]}\n{PARTS[name](*arguments)}\n{match[3]}"
+
+    return PART.sub(part, text)
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="write nothing; fail when a part is stale")
+def main(check: bool) -> None:
+    """Write the generated parts of README.md and docs/*.md from results/."""
+    store.quiet_mlflow()
+    stale = []
+    for file in FILES:
+        before = file.read_text()
+        if (after := generated(before)) != before:
+            stale.append(file.name)
+            if not check:
+                file.write_text(after)
+    for name in stale:
+        click.echo(f"{name}: {'stale, run make docs' if check else 'written'}")
+    sys.exit(bool(check and stale))
+
+
+if __name__ == "__main__":
+    main()
