@@ -15,7 +15,7 @@ import mlflow
 from mlflow.entities import Run
 
 from drilldown.experiments import records
-from drilldown.learning.recipe import Goal
+from drilldown.learning.recipe import Goal, Recipe
 from drilldown.reporting import plots, report
 from drilldown.reporting.statistics import summarize
 from drilldown.tracking import tags
@@ -51,9 +51,12 @@ def newest(dataset: str) -> Run | None:
     return next(iter(finished_runs(dataset=dataset)), None)
 
 
-def collect(
-    step: str, digest: str, *, like: str | None = None, recipe: Mapping[str, object] | None = None
-) -> Entry | None:
+def dataset_of(run: Run) -> tuple[str, str]:
+    """Name and digest of the dataset that the run used."""
+    return run.data.params["run.dataset"], tags.ours(run.data.tags)["dataset.digest"]
+
+
+def collect(step: str, digest: str, *, like: str | None = None, recipe: Recipe | None = None) -> Entry | None:
     """The step's finished runs on the dataset with this digest, or None if there is none.
 
     All of them agree in code, recipe, target, device, engine and versions with one run: `like` (a run's id) if given,
@@ -61,8 +64,7 @@ def collect(
     """
     if not (found := finished_runs(step=step, digest=digest)):
         return None
-    own = {f"recipe.{name}": str(value) for name, value in (recipe or {}).items()}
-    with_recipe = [run for run in found if own.items() <= records.params(run).items()]
+    with_recipe = [run for run in found if recipe and records.has_recipe(run, recipe)]
     model = mlflow.get_run(like) if like else (with_recipe or found)[0]
     alike = [run for run in found if _kind(run) == _kind(model)]
     by_seed = {int(run.data.params["run.seed"]): run for run in reversed(alike)}

@@ -43,8 +43,8 @@ def write(step: str, recipe: Recipe, epochs: int) -> tuple[Path, int]:
     the same seed. Returns the file and the number of runs left out. If `epochs` is not the recipe's, the file name says
     so. Raises RecordError if there is no such run.
     """
-    wanted = {f"recipe.{name}": str(value) for name, value in asdict(replace(recipe, epochs=epochs)).items()}
-    found = [run for run in finished_runs(step=step, dataset="mnist") if params(run).items() >= wanted.items()]
+    wanted = replace(recipe, epochs=epochs)
+    found = [run for run in finished_runs(step=step, dataset="mnist") if has_recipe(run, wanted)]
     if not found:
         raise RecordError(
             f"step is {step!r}: the store has no finished MNIST run of it with its recipe and {epochs} epochs"
@@ -70,6 +70,12 @@ def params(run: Run) -> dict[str, str]:
     """The run's parameters; the recipe's have today's names."""
     renamed = {f"recipe.{old}": f"recipe.{new}" for old, new in RENAMED.items()}
     return {renamed.get(name, name): value for name, value in run.data.params.items()}
+
+
+def has_recipe(run: Run, recipe: Recipe) -> bool:
+    """Whether the run was trained with this recipe."""
+    wanted = {f"recipe.{name}": str(value) for name, value in asdict(recipe).items()}
+    return wanted.items() <= params(run).items()
 
 
 def _kind(step: str, run: Run) -> dict[str, Any]:

@@ -1,0 +1,219 @@
+"""The comparison shows the finished runs that belong together, and names what is missing."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from drilldown.experiments import compare
+from drilldown.learning.recipe import Goal, Recipe
+from drilldown.reporting import report
+from drilldown.tracking import runs
+from drilldown.tracking.tags import ours
+from tests.experiments.finished import TABLE, finished_run
+
+
+def collect(step, like=None, **recipe):
+    return compare.collect(step, "of mnist", like=like, recipe=Recipe(**recipe) if recipe else None)
+
+
+def accuracies(entry):
+    return {run["seed"]: run["test_accuracy"] for run in entry.record["runs"]}
+
+
+def test_the_newest_run_of_each_seed_that_agrees_with_the_newest_run(store):
+    finished_run("step2", 0, [90.0, 91.0])
+    finished_run("step2", 1, [92.0, 93.0], gate="passed")
+    finished_run("step2", 2, [1.0, 1.0], lr=0.5)  # another recipe
+    finished_run("step2", 3, [1.0])  # another length
+    finished_run("step2", 4, [1.0, 1.0], dataset="digits")
+    finished_run("step2", 5, [1.0, 1.0], validation=5000)
+    finished_run("step3", 6, [1.0, 1.0])
+    finished_run("step2", 7, [1.0, 1.0], status="KILLED")
+    finished_run("step2", 8, [1.0, 1.0], engine="torch")
+    finished_run("step2", 0, [94.0, 95.0])
+    entry = collect("step2")
+    assert accuracies(entry) == {0: [94.0, 95.0], 1: [92.0, 93.0]}
+    assert (entry.passed, entry.left_out, entry.goal) == (1, 4, Goal(99.4))
+    assert entry.machines == {"2 × CPU"}
+    assert entry.layers == {"Conv2d": 2, "BatchNorm2d": 1}
+
+
+def test_the_runs_that_agree_with_a_given_run(store):
+    wanted = finished_run("step2", 0, [90.0, 91.0])
+    finished_run("step2", 0, [1.0], lr=0.5)
+    assert accuracies(collect("step2", wanted)) == {0: [90.0, 91.0]}
+    assert accuracies(collect("step2")) == {0: [1.0]}
+    assert accuracies(collect("step2", lr=0.7)) == {0: [1.0]}  # no run has this recipe
+
+
+def test_runs_with_the_recipe_of_the_step_are_preferred(store):
+    finished_run("step2", 0, [90.0, 91.0])
+    finished_run("step2", 0, [94.0, 95.0])
+    finished_run("step2", 0, [1.0], lr=0.5)  # a trial
+    assert accuracies(collect("step2", lr=0.01, epochs=2)) == {0: [94.0, 95.0]}
+    assert accuracies(collect("step2", lr=0.01, epochs=3)) == {0: [1.0]}  # no run has this recipe
+
+
+def test_runs_of_the_first_edition_are_compared(store):
+    recipe = {"epochs": 2, "schedule": "one-cycle", "warmup_fraction": 0.3, "ema_epochs": 0.5, "translate": 0.02}
+    finished_run("step2", 0, [90.0, 91.0], first_edition=True, gate="passed", **recipe)
+    finished_run("step2", 1, [92.0, 93.0], first_edition=True, **recipe)
+    finished_run("step2", 2, [1.0, 1.0], first_edition=True, **recipe | {"translate": 0.1})
+    entry = collect("step2", **recipe)
+    assert accuracies(entry) == {0: [90.0, 91.0], 1: [92.0, 93.0]}
+    assert (entry.passed, entry.left_out, entry.machines) == (1, 1, {"2 × CPU"})
+    assert entry.record["recipe"].items() >= recipe.items()
+    assert compare.dataset_of(compare.newest("auto")) == ("mnist", "of mnist")
+
+    finished_run("step3", 0, [90.0, 91.0], **recipe | {"translate": 0.05})
+    changes = compare.changes(entry, collect("step3"))
+    assert changes == "parameters 2,000 → 3,000; translate 0.02 → 0.05"  # no change of name
+
+
+def test_runs_of_the_two_editions_are_not_seeds_of_one_entry(store):
+    finished_run("step2", 0, [90.0, 91.0], first_edition=True)
+    finished_run("step2", 1, [92.0, 93.0])
+    entry = collect("step2")
+    assert accuracies(entry) == {1: [92.0, 93.0]}
+    assert entry.left_out == 1
+
+
+def test_no_run(store):
+    assert collect("step1") is None
+    assert compare.newest("auto") is None
+    finished_run("step1", 0, [90.0], validation=5000)
+    assert compare.newest("mnist") is None
+    on_digits = finished_run("step1", 0, [90.0], dataset="digits")
+    assert compare.newest("auto").info.run_id == on_digits
+    on_mnist = finished_run("step1", 0, [90.0])
+    finished_run("step1", 0, [90.0], dataset="digits")
+    assert compare.newest("auto").info.run_id == on_mnist
+
+
+@pytest.fixture
+def entries(store):
+    finished_run("step2", 0, [99.0, 99.5, 99.5, 99.3, 99.4, 99.5])
+    finished_run("step2", 1, [99.0, 99.5, 99.5, 99.4, 99.4, 99.7], gate="passed")
+    deeper = TABLE.replace("BatchNorm2d-2", "Dropout-2")
+    finished_run("step4", 0, [98.0, 98.5], lr=0.02, layers=deeper)
+    return {step: collect(step) for step in ("step1", "step2", "step4")}
+
+
+def test_one_row_per_step(entries):
+    rows = compare.rows(entries, "mnist")
+    assert len({tuple(row) for row in rows}) == 1  # the same headings
+    assert [row["step"] for row in rows] == ["step1", "step2", "step4"]
+    assert rows[0]["final test accuracy (%)"] == "no finished run"
+    assert (rows[0]["published best (%)"], rows[0]["published epochs at 99.4 %"]) == ("99.36", "0")
+    assert rows[1] == {
+        "step": "step2",
+        "parameters": "2,000",
+        "seeds": "2",
+        "epochs": "6",
+        "final test accuracy (%)": "99.60 ± 0.14",
+        "best epoch (%)": "99.60 ± 0.14",
+        "lowest of the last epochs (%)": "99.35 ± 0.07",
+        "epochs at target": "4.5 ± 0.7",
+        "target (%)": "99.4",
+        "gate passed": "1 of 2",
+        "seconds an epoch": "7.0",
+        "published best (%)": "98.63",
+        "published epochs at 99.4 %": "0",
+        "changes from the step before": "–",
+    }
+    assert rows[2]["changes from the step before"] == (
+        "parameters 2,000 → 4,000; -1 BatchNorm2d; +1 Dropout; epochs 6 → 2; lr 0.01 → 0.02"
+    )
+    assert compare.line(rows[0]) == "step1: no finished run"
+    assert "2,000 parameters, final 99.60 ± 0.14 %" in compare.line(rows[1])
+
+
+def test_published_figures_are_shown_for_mnist_only(entries):
+    assert {row["published best (%)"] for row in compare.rows(entries, "digits")} == {"–"}
+
+
+def test_numbers(entries):
+    numbers = compare.numbers(entries, compare.rows(entries, "mnist")).set_index("step")
+    assert list(numbers.index) == ["step1", "step2", "step4"]
+    assert numbers.loc["step1", "published best (%)"] == "99.36"
+    assert numbers.loc["step1", "seeds"] == 0
+    assert np.isnan(numbers.loc["step1", "final_accuracy_mean"])
+    assert "lr 0.01 → 0.02" in numbers.loc["step4", "changes from the step before"]
+    assert numbers.loc["step2", "final_accuracy_mean"] == pytest.approx(99.6)
+    assert numbers.loc["step2", "final_accuracy_std"] == pytest.approx(np.std([99.5, 99.7], ddof=1))
+    assert numbers.loc["step2", "min_accuracy_last_k_mean"] == pytest.approx(99.35)
+    assert numbers.loc["step2", "training_seconds_mean"] == 42
+    assert (numbers.loc["step2", "seeds"], numbers.loc["step2", "passed"]) == (2, 1)
+    assert np.isnan(numbers.loc["step4", "final_accuracy_std"])  # one run
+
+
+class Page(HTMLParser):
+    """The cells and the addresses of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.cells, self.addresses, self.in_cell = [], [], False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.in_cell = tag in ("td", "th")
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        self.in_cell = False
+
+    def handle_data(self, data):
+        if self.in_cell:
+            self.cells.append(data)
+
+
+def test_the_page_needs_no_other_file(entries):
+    rows = compare.rows(entries, "mnist")
+    rows[0]["step"] = "<script>step1</script>"
+    figure = compare.figure(entries)
+    page = Page(compare.page(rows, ["a < b"], figure))
+    assert page.cells == [*rows[0], *(value for row in rows for value in row.values())]
+    (address,) = page.addresses
+    picture = base64.b64decode(address.removeprefix("data:image/png;base64,"))
+    assert Image.open(io.BytesIO(picture)).size[0] > 1000
+    assert "a &lt; b" in compare.page(rows, ["a < b"], figure)
+
+
+def test_the_notes_name_missing_and_left_out_runs(entries, store):
+    notes = "\n".join(compare.notes(entries, "mnist", {}))
+    assert "step1 is missing here: it has no finished run on mnist." in notes
+    assert "step1 is missing here: its run failed: no." in compare.notes(entries, "mnist", {"step1": "no"})
+    assert "left out" not in notes
+    finished_run("step4", 0, [99.0])
+    assert "step4: other runs left out, older or of another code, recipe or engine: 1." in compare.notes(
+        {"step4": collect("step4")}, "mnist", {}
+    )
+
+
+def test_the_comparison_is_logged(entries, store):
+    rows, notes, figure = compare.rows(entries, "mnist"), ["a note"], compare.figure(entries)
+    with runs.run("compare", {}) as run_id:
+        pages = compare.markdown(rows, notes), compare.page(rows, notes, figure)
+        runs.log_comparison("mnist", *pages, compare.numbers(entries, rows), figure)
+    assert ours(store.get_run(run_id).data.tags)["compare"] == "mnist"
+    kept = {file.path for file in store.list_artifacts(run_id)}
+    assert kept == {"compare.md", "compare.html", "compare.csv", "compare.png"}
+    text = mlflow.artifacts.load_text(f"runs:/{run_id}/compare.md")
+    assert report.table(rows) in text
+    assert re.findall(r"!\[.*\]\((.*)\)", text) == ["compare.png"]
+    table = pd.read_csv(io.StringIO(mlflow.artifacts.load_text(f"runs:/{run_id}/compare.csv")))
+    assert list(table["step"]) == ["step1", "step2", "step4"]
+
+
+def test_a_comparison_without_any_run(store):
+    entries = dict.fromkeys(("step1", "step2"))
+    rows = compare.rows(entries, "digits")
+    assert list(compare.numbers(entries, rows)["seeds"]) == [0, 0]
+    assert "no finished run" in compare.page(rows, [], compare.figure(entries))
