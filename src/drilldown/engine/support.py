@@ -1,0 +1,41 @@
+"""What the Numba engine takes: the reason why a network or a layer is left to torch. Imports no Numba."""
+
+import importlib.util
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+DTYPES = {torch.float32, torch.float64}
+MAX_CHANNELS = 64  # with more channels, torch's matrix products are faster than the kernels
+
+
+def why_unsupported(networks: Iterable[nn.Module], device_types: set[str]) -> str | None:
+    """Return why the engine does not take the networks on these types of device, as a clause; None if it does."""
+    if other := device_types - {"cpu"}:
+        return f"the network is on {min(other)}"
+    layers = [layer for network in networks for layer in network.modules()]
+    if not any(type(child) is nn.Conv2d for layer in layers if type(layer) is nn.Sequential for child in layer):
+        return "the network has no convolution in an nn.Sequential"
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d) and (feature := unsupported_feature(layer)):
+            return (
+                f"{layer} has {feature}: the numba engine takes convolutions without padding, stride, dilation "
+                f"or bias, of at most {MAX_CHANNELS} channels, in float32 or float64"
+            )
+    if importlib.util.find_spec("numba") is None:
+        return "Numba is not installed"
+    return None
+
+
+def unsupported_feature(conv: nn.Conv2d) -> str | None:
+    """Return what a convolution has that the kernels do not take; None if they take it."""
+    features = {
+        "padding": conv.padding != (0, 0),
+        "a stride": conv.stride != (1, 1),
+        "a dilation": conv.dilation != (1, 1),
+        "a bias": conv.bias is not None,
+        f"more than {MAX_CHANNELS} channels": max(conv.in_channels, conv.out_channels) > MAX_CHANNELS,
+        f"weights in {str(conv.weight.dtype).removeprefix('torch.')}": conv.weight.dtype not in DTYPES,
+    }
+    return next((feature for feature, is_present in features.items() if is_present), None)
