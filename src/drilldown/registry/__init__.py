@@ -1,0 +1,1 @@
+"""The model registry: registration, verification, promotion and rollback."""

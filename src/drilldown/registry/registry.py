@@ -1,0 +1,271 @@
+"""The registry's operations: register a model, promote it to champion, roll back."""
+
+import contextlib
+import getpass
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models.model import ModelInfo
+
+from drilldown.errors import ChampionError, ParameterError, RegistryError
+from drilldown.learning.data import Dataset
+from drilldown.learning.evaluate import Evaluation
+from drilldown.registry import integrity, promotion
+from drilldown.registry.verify import Verifier, verify
+from drilldown.reporting.gate import Verdict
+from drilldown.tracking.store import store_lock
+from drilldown.tracking.tags import ours, prefixed
+
+CHAMPION_HISTORY = "champion/"  # tags of the registered model whose names begin so are the champion's history
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The result of a registration, a promotion or a rollback."""
+
+    name: str
+    version: str
+    champion: bool
+    reason: str
+    details: str = ""  # the comparison with the champion, as Markdown
+
+
+@dataclass(frozen=True)
+class Change:
+    """An entry of the champion's history: the alias `champion` moved from one version to another."""
+
+    at: str  # UTC, ISO 8601
+    by: str
+    kind: str  # promotion or rollback
+    before: str | None
+    after: str
+    why: str
+    made: bool = False  # the entry is written before the alias moves, and confirmed afterwards
+
+    def __str__(self) -> str:
+        unmade = "" if self.made else " (announced, and never made)"
+        return f"{self.at}  {self.kind}  {self.before or 'none'} → {self.after}  by {self.by}: {self.why}{unmade}"
+
+
+def model_name(dataset: str) -> str:
+    """The registered model for that dataset; models of different datasets are never compared."""
+    return f"{dataset}-cnn"
+
+
+def register(
+    model: ModelInfo,
+    run_id: str,
+    step: str,
+    verdict: Verdict,
+    evaluation: Evaluation,
+    dataset: Dataset,
+    verifier: Verifier | None = None,
+) -> Registration:
+    """Register a model as challenger, and promote it if it beats the champion (see `promote`).
+
+    A model that is registered already keeps its version. If the champion itself fails its checks, nothing can be
+    compared, and it stays champion.
+
+    Raises: ValueError when the model did not pass the gate; VerificationError when the model, loaded again, does not
+    have the accuracy of `evaluation`: it stays challenger.
+    """
+    if not verdict.passed:
+        raise ValueError(f"only a model that passed the gate is registered, and this one did not: {verdict.reasons}")
+    client = MlflowClient()
+    name = model_name(dataset.name)
+    tags = {
+        "step": step,
+        "dataset.digest": dataset.digest,
+        "parameters": f"{verdict.metrics['parameters']:.0f}",
+        "min_accuracy_last_k": repr(verdict.metrics["min_accuracy_last_k"]),
+        "test_accuracy": repr(evaluation.accuracy),
+    }
+    with store_lock(name):  # MLflow fails when two processes set an alias that does not exist yet
+        found = _find(client, name, model.model_uri, run_id) or _create(client, name, model, run_id, tags)
+        version, known = str(found.version), ours(found.tags)
+        if "verified" not in known:  # else its registration was interrupted before, or has just begun
+            _tag_version(client, name, version, {key: tags[key] for key in tags if known.get(key) != tags[key]})
+            client.set_registered_model_alias(name, "challenger", version)
+    try:
+        return promote(version, dataset, why=f"{step} passed the gate", verifier=verifier)
+    except ChampionError as error:
+        return Registration(name, version, False, str(error))
+
+
+def _find(client: MlflowClient, name: str, model_uri: str, run_id: str) -> ModelVersion | None:
+    # By the run, too: a run that was resumed after its registration exports the same model again.
+    found = (
+        version
+        for version in _versions(client, name).values()
+        if version.source == model_uri or version.run_id == run_id
+    )
+    return next(found, None)
+
+
+def _create(client: MlflowClient, name: str, model: ModelInfo, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    with tempfile.TemporaryDirectory() as folder:
+        copy = mlflow.artifacts.download_artifacts(model.model_uri, dst_path=folder)
+        tags = prefixed({**tags, integrity.TAG: integrity.digest(copy)})
+    # With its tags from the first moment: no version of ours is ever without them.
+    return client.create_model_version(name, model.model_uri, run_id, tags=tags, model_id=model.model_id)
+
+
+def promote(
+    version: str, dataset: Dataset, *, why: str, force: bool = False, verifier: Verifier | None = None
+) -> Registration:
+    """Make a version of the dataset's model the champion, if it deserves it.
+
+    A fresh process predicts the test images with the version and with the champion; `promotion.decide` compares them,
+    and the result is kept on the version. `force` overrules that comparison, but no other check.
+
+    Raises: ParameterError when there is no such version, RegistryError when it was measured on other data,
+    VerificationError when it does not have the accuracy that was logged, ChampionError when the champion fails these
+    checks.
+    """
+    client, name = MlflowClient(), model_name(dataset.name)
+    with store_lock(name), _verifier(verifier) as verifier:  # two challengers must not both beat the same champion
+        challenger, champion = _get(client, name, version), get_champion(name)
+        if champion and champion.version == challenger.version:
+            return Registration(name, version, True, "it is the champion already")
+        labels, rival = dataset.test_labels.numpy(), None
+        if champion is None:
+            (candidate,), decision = verify([challenger], dataset, verifier), promotion.FIRST
+        else:
+            try:
+                candidate, rival = verify([challenger, champion], dataset, verifier)
+                decision = promotion.decide(candidate, rival, labels)
+            except RegistryError as error:
+                (candidate,) = verify([challenger], dataset, verifier)  # raises if the challenger is to blame
+                if not force:
+                    raise ChampionError(f"version {champion.version} stays champion, uncompared: {error}") from error
+                decision = promotion.Decision(False, f"not compared: {error}")
+        _tag_version(client, name, version, {"verified": "true"})
+        promoted = decision.promoted or force
+        forced = "by force, though " if promoted and not decision.promoted else ""
+        reason, details = forced + decision.reason, promotion.markdown(candidate, rival, labels, decision, promoted)
+        result = asdict(decision) | {"promoted": promoted, "reason": reason}
+        _tag_version(client, name, version, {f"promotion.{key}": str(value) for key, value in result.items()})
+        client.update_model_version(name, version, details)
+        if promoted:
+            _set_champion(client, name, champion, version, "promotion", f"{why}; {reason}")
+    return Registration(name, version, promoted, reason, details)
+
+
+def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -> Registration:
+    """Make the previous champion the champion again, after a fresh process has verified it.
+
+    Raises: RegistryError when there is no previous champion, or when it was measured on other data; VerificationError
+    when it does not have the accuracy that was logged.
+    """
+    client, name = MlflowClient(), model_name(dataset.name)
+    if not client.search_registered_models(f"name = '{name}'"):
+        raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one")
+    with store_lock(name), _verifier(verifier) as verifier:
+        champion = get_champion(name)
+        current = f"version {champion.version}" if champion else "none"
+        previous = _previous_champion(client, name, champion)
+        if previous is None:
+            raise RegistryError(f"{name} has no earlier champion to go back to: the champion is {current}")
+        verify([previous], dataset, verifier)
+        version = str(previous.version)
+        _set_champion(client, name, champion, version, "rollback", why)
+    return Registration(name, version, True, f"it was champion before; the champion was {current}")
+
+
+def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verifier]:
+    """The caller's verifier, which the caller ends, or a new one."""
+    return contextlib.nullcontext(given) if given else Verifier()
+
+
+def get_champion(name: str) -> ModelVersion | None:
+    """The version with the alias `champion`, if there is one."""
+    client = MlflowClient()
+    version = client.get_registered_model(name).aliases.get("champion")
+    return client.get_model_version(name, version) if version else None
+
+
+def _versions(client: MlflowClient, name: str) -> dict[str, ModelVersion]:
+    return {str(version.version): version for version in client.search_model_versions(f"name = '{name}'")}
+
+
+def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
+    found = _versions(client, name)
+    if version not in found:
+        existing = ", ".join(sorted(found, key=int)) or "none"
+        raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {existing}")
+    return found[version]
+
+
+def _tag_version(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> None:
+    for key, value in prefixed(tags).items():
+        client.set_model_version_tag(name, version, key, value)
+
+
+def _set_champion(
+    client: MlflowClient, name: str, champion: ModelVersion | None, version: str, kind: str, why: str
+) -> None:
+    """Move the alias, and write an entry into the champion's history: announced before, confirmed afterwards.
+
+    The entry is a tag of the registered model, so it outlives both versions.
+    """
+    now = datetime.now(UTC)
+    before = str(champion.version) if champion else None
+    change = Change(now.isoformat(timespec="seconds"), _user(), kind, before, version, why)
+    (tag,) = prefixed({f"{CHAMPION_HISTORY}{now:%Y%m%dT%H%M%S.%f}": ""})
+    client.set_registered_model_tag(name, tag, json.dumps(asdict(change)))
+    client.set_registered_model_alias(name, "champion", version)
+    client.set_registered_model_tag(name, tag, json.dumps(asdict(replace(change, made=True))))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in containers
+        return "unknown"
+
+
+def champion_history(name: str) -> list[Change]:
+    """Every change of the champion, the oldest first, including those that were announced but never made."""
+    model = MlflowClient().get_registered_model(name)
+    tags = ours(model.tags)
+    changes = [Change(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(CHAMPION_HISTORY)]
+    # A change whose process was killed before it confirmed was made if the next change starts where this one led.
+    champions_after = [*(change.before for change in changes[1:]), str(model.aliases.get("champion"))]
+    return [
+        replace(change, made=change.made or change.after == champion)
+        for change, champion in zip(changes, champions_after, strict=False)
+    ]
+
+
+def _previous_champion(client: MlflowClient, name: str, champion: ModelVersion | None) -> ModelVersion | None:
+    """The last champion before this one that still exists and was not rolled back."""
+    line: list[str] = []
+    for change in champion_history(name):
+        if change.before and line[-1:] != [change.before]:
+            line.append(change.before)  # it became champion by other means, as in MLflow's UI
+        if change.kind == "rollback":
+            _cut(line, change.after)
+        line.append(change.after)
+    current = str(champion.version) if champion else None
+    _cut(line, current)
+    existing = _versions(client, name)
+    return next((existing[version] for version in reversed(line) if version in existing and version != current), None)
+
+
+def _cut(line: list[str], version: str | None) -> None:
+    """Remove the version's last appearance from the line, and everything after it."""
+    if version in line:
+        while line.pop() != version:
+            pass
