@@ -16,7 +16,7 @@ def why_unsupported(networks: Iterable[nn.Module], device_types: set[str]) -> st
         return f"the network is on {min(other)}"
     layers = [layer for network in networks for layer in network.modules()]
     if not any(type(child) is nn.Conv2d for layer in layers if type(layer) is nn.Sequential for child in layer):
-        return "the network has no convolution in an nn.Sequential"
+        return "the network has no nn.Conv2d in an nn.Sequential"
     for layer in layers:
         if isinstance(layer, nn.Conv2d) and (feature := unsupported_feature(layer)):
             return (
