@@ -1,0 +1,164 @@
+"""Take the pictures of README.md and docs/ again: `python docs/pictures.py [NAME...]`.
+
+`seeds` and `steps` show the records in results/. `curves`, `contact_sheet` and `mlflow_compare` show the newest runs in
+the store, so train first: step 4 on MNIST, and all steps on one dataset. Pages are taken by a headless Chromium.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests.support, which is not installed
+
+import click
+import mlflow
+from mlflow.entities import Run
+from PIL import Image, ImageChops
+
+from drilldown.experiments import compare, records
+from drilldown.reporting import plots
+from drilldown.steps import ROOT, STEP_NAMES, load_step
+from drilldown.tracking import store
+from drilldown.tracking.runs import finished_runs
+from tests.support.programs import server
+
+FOLDER = ROOT / "docs" / "images"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = ("gpu", "background-networking", "component-update", "sync")
+MARGIN = 20  # pixels below a page's last line
+
+
+def seeds(file: Path) -> None:
+    """The curves of step 4's seeds."""
+    record = recorded("step4")
+    curves = {run["seed"]: run["test_accuracy"] for run in record["runs"]}
+    plots.seeds(curves, records.GOAL.accuracy).savefig(file, dpi=100)
+
+
+def steps(file: Path) -> None:
+    """The comparison page, of the recorded runs."""
+    entries = {name: recorded_entry(name) for name in STEP_NAMES}
+    table, notes = compare.rows(entries, "mnist"), compare.notes(entries, "mnist", {})
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "compare.html"
+        page.write_text(compare.page(table, notes, compare.figure(entries)))
+        take(page.as_uri(), file, width=1500, height=1600)
+
+
+def recorded(name: str) -> records.Record:
+    if (record := records.read(name)) is None:
+        raise click.ClickException(f"results/{name}.json is missing: python -m drilldown record --step {name}")
+    return record
+
+
+def recorded_entry(name: str) -> compare.Entry:
+    """A step's record as the comparison takes it."""
+    record = recorded(name)
+    leaves = (layer for layer in load_step(name).network().modules() if not [*layer.children()])
+    return compare.Entry(
+        step=name,
+        record=record,
+        goal=records.GOAL,
+        passed=records.num_passed(record),
+        layers=Counter(type(layer).__name__ for layer in leaves),
+        machines=frozenset([record["machine"]]),
+        left_out=0,
+    )
+
+
+def curves(file: Path) -> None:
+    """Accuracy and loss of a run of step 4, from its artifacts."""
+    download(newest("step4", "mnist"), "curves.png", file)
+
+
+def contact_sheet(file: Path) -> None:
+    """What the champion sees of the files in docs/digits: a prediction, run now."""
+    command = [sys.executable, "-m", "drilldown", "predict", "--images", "docs/digits"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PYTHONPATH": "src"}
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    runs = mlflow.search_runs(
+        filter_string="attributes.run_name = 'predict' and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+        search_all_experiments=True,
+        output_format="list",
+    )
+    download(runs[0], "contact_sheet.png", file)
+
+
+def mlflow_compare(file: Path) -> None:
+    """MLflow's compare page, with a run of each step on MNIST, or on the digits where a step has none on MNIST."""
+    has_all = all(finished_runs(step=name, dataset="mnist") for name in STEP_NAMES)
+    runs = [newest(name, "mnist" if has_all else "digits") for name in STEP_NAMES]
+    ids = quote("[" + ",".join(f'"{run.info.run_id}"' for run in runs) + "]")
+    experiments = quote("[" + ",".join(f'"{number}"' for number in {run.info.experiment_id for run in runs}) + "]")
+    command = ["mlflow", "ui", "--workers", "1", "--backend-store-uri", mlflow.get_tracking_uri()]
+    with server(command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}) as port:
+        address = f"http://127.0.0.1:{port}/#/compare-runs?runs={ids}&experiments={experiments}"
+        take(address, file, width=1100, height=2100)
+
+
+def newest(step: str, dataset: str) -> Run:
+    """The newest finished run of the step on the dataset."""
+    found = finished_runs(step=step, dataset=dataset)
+    if not found:
+        raise click.ClickException(f"no finished run of {step} on {dataset}: make {step} ARGS='-P dataset={dataset}'")
+    return found[0]
+
+
+def download(run: Run, artifact: str, file: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(mlflow.MlflowClient().download_artifacts(run.info.run_id, artifact, folder), file)
+
+
+def take(address: str, file: Path, width: int, height: int) -> None:
+    """Take a picture of a page once its scripts have run, and cut off the blank rest below it."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise click.ClickException("there is no Chromium: apt-get install chromium")
+    with tempfile.TemporaryDirectory() as profile:
+        subprocess.run(
+            [
+                browser, "--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars",
+                *(f"--disable-{feature}" for feature in QUIET), f"--user-data-dir={profile}",
+                f"--window-size={width},{height}", "--virtual-time-budget=60000", f"--screenshot={file}", address,
+            ],
+            capture_output=True, timeout=180, check=True,
+        )  # fmt: skip
+    picture = Image.open(file).convert("RGB")
+    blank = Image.new("RGB", picture.size, picture.getpixel((0, picture.height - 1)))
+    if box := ImageChops.difference(picture, blank).getbbox():
+        picture.crop((0, 0, picture.width, min(picture.height, box[3] + MARGIN))).save(file, optimize=True)
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "seeds": seeds,
+    "steps": steps,
+    "curves": curves,
+    "contact_sheet": contact_sheet,
+    "mlflow_compare": mlflow_compare,
+}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(PICTURES)), metavar="[NAME]...")
+def main(names: tuple[str, ...]) -> None:
+    """Take the pictures NAME of docs/images again; all of them by default."""
+    store.quiet_mlflow()
+    store.connect()
+    for name in names or PICTURES:
+        file = FOLDER / f"{name}.png"
+        PICTURES[name](file)
+        click.echo(f"{file.relative_to(ROOT)}: taken")
+
+
+if __name__ == "__main__":
+    main()
