@@ -32,7 +32,7 @@ def finished_run(
     code="a",
     commit="c0ffee",
     engine="numba",
-    first_edition=False,
+    version_0_1=False,
     **recipe,
 ):
     """Log a run as a training does, or as version 0.1 did; returns its id."""
@@ -48,7 +48,7 @@ def finished_run(
     fields = asdict(Recipe(**{"epochs": len(accuracies)} | recipe))
     params = {"run.seed": seed, "run.dataset": dataset, "run.validation": validation, "run.device": "cpu"}
     params |= {"run.threads": 2, "target.accuracy": 99.4, "target.last": 5}
-    if first_edition:
+    if version_0_1:
         fields = {FORMER_NAMES.get(name, name): value for name, value in fields.items()}
     else:
         tags = prefixed(tags)

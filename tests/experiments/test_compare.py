@@ -61,11 +61,11 @@ def test_runs_with_the_recipe_of_the_step_are_preferred(store):
     assert accuracies(collect("step2", lr=0.01, epochs=3)) == {0: [1.0]}  # no run has this recipe
 
 
-def test_runs_of_the_first_edition_are_compared(store):
+def test_runs_of_version_0_1_are_compared(store):
     recipe = {"epochs": 2, "schedule": "one-cycle", "warmup_fraction": 0.3, "ema_epochs": 0.5, "translate": 0.02}
-    finished_run("step2", 0, [90.0, 91.0], first_edition=True, gate="passed", **recipe)
-    finished_run("step2", 1, [92.0, 93.0], first_edition=True, **recipe)
-    finished_run("step2", 2, [1.0, 1.0], first_edition=True, **recipe | {"translate": 0.1})
+    finished_run("step2", 0, [90.0, 91.0], version_0_1=True, gate="passed", **recipe)
+    finished_run("step2", 1, [92.0, 93.0], version_0_1=True, **recipe)
+    finished_run("step2", 2, [1.0, 1.0], version_0_1=True, **recipe | {"translate": 0.1})
     entry = collect("step2", **recipe)
     assert accuracies(entry) == {0: [90.0, 91.0], 1: [92.0, 93.0]}
     assert (entry.passed, entry.left_out, entry.machines) == (1, 1, {"2 × CPU"})
@@ -77,8 +77,8 @@ def test_runs_of_the_first_edition_are_compared(store):
     assert changes == "parameters 2,000 → 3,000; translate 0.02 → 0.05"  # no change of name
 
 
-def test_runs_of_the_two_editions_are_not_seeds_of_one_entry(store):
-    finished_run("step2", 0, [90.0, 91.0], first_edition=True)
+def test_runs_of_two_versions_are_not_seeds_of_one_entry(store):
+    finished_run("step2", 0, [90.0, 91.0], version_0_1=True)
     finished_run("step2", 1, [92.0, 93.0])
     entry = collect("step2")
     assert accuracies(entry) == {1: [92.0, 93.0]}

@@ -41,9 +41,9 @@ def test_the_error_of_several_failures_names_the_first():
         nested.check([good, *failed])
 
 
-@pytest.mark.parametrize("first_edition", [False, True])
-def test_the_outcome_of_a_finished_run(store, first_edition):
-    run_id = finished_run("step4", 3, [99.0, 99.5], gate="passed", first_edition=first_edition)
+@pytest.mark.parametrize("version_0_1", [False, True])
+def test_the_outcome_of_a_finished_run(store, version_0_1):
+    run_id = finished_run("step4", 3, [99.0, 99.5], gate="passed", version_0_1=version_0_1)
     outcome = Outcome.from_run("step4", 3, run_id, "test", reused=True)
     assert (outcome.passed, outcome.accuracies, outcome.reused, outcome.error) == (True, (99.0, 99.5), True, None)
     assert outcome.seconds > 0

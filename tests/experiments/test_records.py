@@ -72,17 +72,17 @@ def test_runs_of_other_code_or_with_another_recipe_are_left_out(store, folder):
 
 def test_runs_of_another_engine_are_left_out(store, folder):
     finished_run("step2", 0, [98.0], engine="torch")
-    finished_run("step2", 1, [98.0], first_edition=True)  # logged no engine
+    finished_run("step2", 1, [98.0], version_0_1=True)  # logged no engine
     finished_run("step2", 2, [98.5])
     file, left_out = records.write("step2", replace(RECIPE, epochs=1), epochs=1)
     assert seeds(file) == [2]
     assert left_out == 2
 
 
-def test_runs_of_the_first_edition_are_recorded_with_the_recipe_names_of_today(store, folder):
+def test_runs_of_version_0_1_are_recorded_with_the_recipe_names_of_today(store, folder):
     recipe = Recipe(epochs=1, schedule="one-cycle", warmup_fraction=0.3, ema_epochs=0.5, translate=0.02)
-    finished_run("step2", 0, [98.0], first_edition=True, **asdict(recipe))
-    finished_run("step2", 1, [98.0], first_edition=True, **asdict(recipe))
+    finished_run("step2", 0, [98.0], version_0_1=True, **asdict(recipe))
+    finished_run("step2", 1, [98.0], version_0_1=True, **asdict(recipe))
     file, left_out = records.write("step2", recipe, epochs=1)
     record = json.loads(file.read_text())
     assert (seeds(file), left_out) == ([0, 1], 0)
@@ -90,7 +90,7 @@ def test_runs_of_the_first_edition_are_recorded_with_the_recipe_names_of_today(s
     assert (record["dataset_digest"], record["versions"], record["machine"]) == ("of mnist", {"torch": "2"}, "2 × CPU")
 
 
-def test_records_of_the_first_edition_are_read_with_the_recipe_names_of_today():
+def test_records_of_version_0_1_are_read_with_the_recipe_names_of_today():
     stored = json.loads((ROOT / "results" / "step4-torch.json").read_text())
     assert {"rise", "step_epochs", "averaging", "shift"} <= stored["recipe"].keys()
     record = records.read("step4-torch")

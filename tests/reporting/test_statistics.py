@@ -1,5 +1,6 @@
 """Statistics against known values."""
 
+import os
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from drilldown.reporting.statistics import (
     spread,
     summarize,
 )
+from drilldown.steps import ROOT
 
 
 def test_summary_of_a_run():
@@ -55,5 +57,6 @@ def test_statistics_and_gate_import_no_heavy_package():
         "import sys, drilldown.reporting.statistics, drilldown.reporting.gate, drilldown.reporting.report\n"
         f"print(*{heavy!r} & sys.modules.keys())"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    shown = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
     assert shown.split() == []

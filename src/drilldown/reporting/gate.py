@@ -43,11 +43,11 @@ def judge(accuracies: Sequence[float], split: str, num_parameters: int, goal: Go
         "parameters": (goal.max_parameters, False),
     }
     thresholds = {
-        name: MetricThreshold(limit, greater_is_better=greater)  # type: ignore[no-untyped-call]
+        name: MetricThreshold(limit, greater_is_better=greater)
         for name, (limit, greater) in limits.items()
         if limit is not None
     }
-    result = EvaluationResult(metrics, artifacts={})  # type: ignore[no-untyped-call]
+    result = EvaluationResult(metrics, artifacts={})
     try:
         mlflow.validate_evaluation_results(thresholds, result)
     except ModelValidationFailedException as failure:
