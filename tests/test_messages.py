@@ -1,8 +1,8 @@
-"""Messages are one line, and keep passwords to themselves."""
+"""Messages are one printable line without passwords."""
 
 import pytest
 
-from src.lifecycle.messages import one_line, printable
+from drilldown.messages import one_line, printable
 
 
 def test_a_message_is_one_printable_line():
@@ -10,7 +10,7 @@ def test_a_message_is_one_printable_line():
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("http://user:secret@host:5000/api failed", "http://host:5000/api failed"),
         (
@@ -24,5 +24,5 @@ def test_a_message_is_one_printable_line():
         ("http://host?mail=me@work", "http://host?mail=me@work"),
     ],
 )
-def test_credentials_are_left_out(text, shown):
-    assert one_line(text) == shown
+def test_credentials_are_removed(text, expected):
+    assert one_line(text) == expected
