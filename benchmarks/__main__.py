@@ -1,43 +1,54 @@
-"""`make bench`: this project against the notebook's way, in one run; the figures are kept in results/benchmark.json.
+"""`make bench`: measure this project, and the notebook's way to train beside it.
 
-A part is measured in one run, and says of which code it is; parts may be of different days.
+The figures go to results/benchmark.json. Each part notes the machine, the versions and the code it was measured with,
+because parts may be measured on different days.
 """
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import click
 import torch
 
 from benchmarks import epoch, overhead, serving, target
-from benchmarks.errors import in_one_line
-from src.lifecycle import store
-from src.lifecycle.provenance import code_digest, machine, versions
+from benchmarks.errors import one_line_errors
+from drilldown.hardware import processor_name
+from drilldown.steps import ROOT
+from drilldown.tracking import store
+from drilldown.tracking.provenance import code_digest, versions
 
 PARTS = {"epoch": epoch.measure, "target": target.measure, "overhead": overhead.measure, "serving": serving.measure}
-RESULT = Path(__file__).parents[1] / "results" / "benchmark.json"
+RESULT = ROOT / "results" / "benchmark.json"
 
 
 @click.command()
-@click.option("--part", "parts", type=click.Choice(tuple(PARTS)), multiple=True, help="this part alone  [default: all]")
+@click.option("--part", "parts", type=click.Choice(tuple(PARTS)), multiple=True, help="only this part  [default: all]")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="of each measurement")
+@click.option(
+    "--checkout",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="another checkout, whose overhead is measured in turn with this one's",
+)
 @click.option("--keep/--no-keep", default=True, show_default=True, help="write results/benchmark.json")
-def main(parts: tuple[str, ...], repeats: int, keep: bool) -> None:
-    """Time an epoch, the way to the target (half an hour), what is not training, and answers; some minutes each."""
-    click.echo(f"{machine(torch.device('cpu'))}, load {os.getloadavg()[0]:.1f}: other work beside this one spoils it")
+def main(parts: tuple[str, ...], repeats: int, checkout: Path | None, keep: bool) -> None:
+    """Time an epoch, the training to the target (half an hour), a run's overhead, and a model's answers."""
+    machine = processor_name(torch.device("cpu"))
+    click.echo(f"{machine}, load {os.getloadavg()[0]:.1f}: the figures are valid only if nothing else runs")
+    measures = PARTS | {"overhead": partial(overhead.measure, checkout=checkout)}
     for part in parts or PARTS:
         click.echo(f"{part}:")
-        with in_one_line():
-            measured = PARTS[part](repeats)
+        with one_line_errors():
+            measured = measures[part](repeats)
         if keep:
             kept = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-            of = {"machine": machine(torch.device("cpu")), "versions": versions(), "code": code_digest("step4")}
-            kept |= measured | {"measured": kept.get("measured", {}) | {part: of}}
+            facts = {"machine": machine, "versions": versions(), "code": code_digest("step4")}
+            kept |= measured | {"measured": kept.get("measured", {}) | {part: facts}}
             RESULT.write_text(json.dumps(kept, indent=1) + "\n")
-            click.echo(f"kept in {RESULT}")
+            click.echo(f"written to {RESULT}")
 
 
 if __name__ == "__main__":
-    store.hush()
+    store.quiet_mlflow()
     main()

@@ -1,8 +1,8 @@
-"""An epoch of this project's loop against an epoch of the notebook's, and against what the machine could do at best.
+"""One epoch of this project's training loop against one of the notebook's, and against the machine's peak rate.
 
-The same network, images, batch size, augmentation and cores, in turn, each epoch in a process of its own; only training
-is timed. The notebook's images are loaded in the training process, and once more by as many workers as there are cores;
-the headline is the ratio to the faster of the two.
+Both train the same network on the same images with the same batch size, augmentation and cores. They take turns, each
+epoch in a new process, and only training is timed. The notebook's images are loaded by the training process, and in a
+second measurement by one worker per core; the headline is the ratio to the faster of the two.
 """
 
 import time
@@ -17,38 +17,40 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.notebook import Pictures, Published, optimizer, train_epoch
-from src.learning import data, train
-from src.learning.recipe import Recipe
+from benchmarks.notebook import StudyNetwork, TransformedImages, make_optimizer, train_epoch
+from drilldown.hardware import cores
+from drilldown.learning import data, train
+from drilldown.learning.recipe import Recipe
 
 RECIPE = Recipe(epochs=1, batch_size=64, lr=0.01, momentum=0.9, rotation=7)
 
 
 def measure(repeats: int, images: int = 60_000) -> dict:
     """Time epochs of each kind in turn, and print them."""
-    dataset = first(images)
+    dataset = first_images(images)
     kinds = {
-        "drilldown": (ours, images),
-        "notebook": (theirs, images),
-        f"notebook, {train.cores()} workers": (theirs, images, train.cores()),
+        "drilldown": (time_drilldown, images),
+        "notebook": (time_notebook, images),
+        f"notebook, {cores()} workers": (time_notebook, images, cores()),
     }
     seconds, rates = {name: [] for name in kinds}, []
     click.echo(f"{dataset.name}, {len(dataset.train_images)} images an epoch, batches of {RECIPE.batch_size}")
     for repeat in range(1, repeats + 1):
-        for name, arguments in kinds.items():
-            took, accuracy = apart(*arguments)
-            seconds[name].append(took)
-            click.echo(f"  repeat {repeat}: {name:20} {took:7.2f} s   accuracy inside the epoch {accuracy:.2f} %")
-        rates.append(apart(matrix_product_rate))
-    mine, *baselines = seconds.values()
-    faster, slower = sorted(([t / m for m, t in zip(mine, base, strict=True)] for base in baselines), key=median)
-    shares = [operations(images) / took / rate for took, rate in zip(mine, rates, strict=True)]
-    click.echo(f"epoch_speedup: {median(faster):.2f} times (median of {repeats})")
-    click.echo(f"  to the slower of the two: {median(slower):.2f} times")
+        for name, call in kinds.items():
+            elapsed, accuracy = in_new_process(*call)
+            seconds[name].append(elapsed)
+            click.echo(f"  repeat {repeat}: {name:20} {elapsed:7.2f} s   training accuracy {accuracy:.2f} %")
+        rates.append(in_new_process(matrix_product_rate))
+    own, *baselines = seconds.values()
+    ratios = ([theirs / ours for ours, theirs in zip(own, baseline, strict=True)] for baseline in baselines)
+    to_faster, to_slower = sorted(ratios, key=median)
+    shares = [num_operations(images) / elapsed / rate for elapsed, rate in zip(own, rates, strict=True)]
+    click.echo(f"epoch_speedup: {median(to_faster):.2f} times (median of {repeats})")
+    click.echo(f"  to the slower of the two: {median(to_slower):.2f} times")
     click.echo(f"matrix products: {median(rates) / 1e9:.0f} GFLOP/s; training reaches {median(shares):.0%} of it")
     return {
-        "epoch_speedup": {"median": median(faster), "repeats": faster},
-        "epoch_speedup_to_the_slower": {"median": median(slower), "repeats": slower},
+        "epoch_speedup": {"median": median(to_faster), "repeats": to_faster},
+        "epoch_speedup_to_the_slower": {"median": median(to_slower), "repeats": to_slower},
         "epoch_seconds": seconds,
         "matrix_product_gflops": {"median": median(rates) / 1e9, "repeats": [rate / 1e9 for rate in rates]},
         "share_of_matrix_product_rate": {"median": median(shares), "repeats": shares},
@@ -56,40 +58,40 @@ def measure(repeats: int, images: int = 60_000) -> dict:
     }
 
 
-def ours(images: int) -> tuple[float, float]:
-    """Seconds of training and accuracy (percent) inside the epoch."""
-    dataset = first(images)
+def time_drilldown(images: int) -> tuple[float, float]:
+    """Train one epoch as this project does; return its seconds and its accuracy in percent."""
+    dataset = first_images(images)
     device = train.prepare(0, "cpu")
-    training = train.start(Published(), RECIPE, dataset, 0, device)
-    row = next(train.fit(training, RECIPE, dataset))
-    return len(dataset.train_images) / row["images_per_second"], row["train_accuracy"]
+    state = train.init_state(StudyNetwork(), RECIPE, dataset, 0, device)
+    row = next(train.fit(state, RECIPE, dataset))
+    return len(dataset.train_images) / row.images_per_second, row.train_accuracy
 
 
-def theirs(images: int, workers: int = 0) -> tuple[float, float]:
-    """The same for the notebook's loop."""
+def time_notebook(images: int, workers: int = 0) -> tuple[float, float]:
+    """Train one epoch as the notebook does; return its seconds and its accuracy in percent."""
     torch.manual_seed(0)
-    network, pictures = Published(), Pictures(first(images), RECIPE.rotation)
+    network, transformed = StudyNetwork(), TransformedImages(first_images(images), RECIPE.rotation)
     started = time.perf_counter()
-    accuracy = train_epoch(network, optimizer(network), pictures, RECIPE.batch_size, workers)
+    accuracy = train_epoch(network, make_optimizer(network), transformed, RECIPE.batch_size, workers)
     return time.perf_counter() - started, accuracy
 
 
-def first(images: int) -> data.Dataset:
-    """MNIST's first so many training images."""
+def first_images(count: int) -> data.Dataset:
+    """Load MNIST with only its first `count` training images."""
     dataset = data.load("mnist")
-    return replace(dataset, train_images=dataset.train_images[:images], train_labels=dataset.train_labels[:images])
+    return replace(dataset, train_images=dataset.train_images[:count], train_labels=dataset.train_labels[:count])
 
 
-def operations(images: int) -> int:
-    """Floating-point operations of training on so many images: forward and backward, as torch counts them."""
-    network, batch = Published(), torch.zeros(RECIPE.batch_size, 1, 28, 28)
+def num_operations(images: int) -> int:
+    """Return the floating-point operations of the forward and backward passes over the images, as torch counts them."""
+    network, batch = StudyNetwork(), torch.zeros(RECIPE.batch_size, 1, 28, 28)
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(network(batch), torch.zeros(len(batch), dtype=torch.int64)).backward()
     return counter.get_total_flops() * images // len(batch)
 
 
 def matrix_product_rate(side: int = 1024, seconds: float = 2) -> float:
-    """Floating-point operations a second in products of square float32 matrices."""
+    """Measure the floating-point operations per second of products of square float32 matrices."""
     left, right = torch.rand(side, side), torch.rand(side, side)
     for _ in range(5):
         left @ right
@@ -100,7 +102,7 @@ def matrix_product_rate(side: int = 1024, seconds: float = 2) -> float:
     return 2 * side**3 * products / (time.perf_counter() - started)
 
 
-def apart(measured: Callable, *arguments):
-    """Measure in a process of its own: what one loop does to its process is not to touch the other."""
+def in_new_process(function: Callable, *arguments):
+    """Call the function in a new process, so that measurements do not influence each other; return its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(measured, *arguments).result()
+        return process.submit(function, *arguments).result()

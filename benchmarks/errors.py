@@ -1,20 +1,18 @@
-"""What a benchmark cannot have is said in one line, and not by a traceback."""
+"""One-line errors for the benchmarks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 
-from src.learning.data import DataError
-from src.learning.recipe import ParameterError
-from src.lifecycle.messages import one_line
-from src.lifecycle.predict import PredictError
+from drilldown.errors import DrilldownError
+from drilldown.messages import one_line
 
 
 @contextmanager
-def in_one_line() -> Iterator[None]:
-    """Hand on what is wrong with the data or the model as click's own error, which it prints as a line."""
+def one_line_errors() -> Iterator[None]:
+    """Turn this project's errors into click's, which prints them as one line without a traceback."""
     try:
         yield
-    except (DataError, ParameterError, PredictError) as error:
+    except DrilldownError as error:
         raise click.ClickException(one_line(str(error))) from None

@@ -1,6 +1,6 @@
-"""The study's own way to train, as the baseline: a DataLoader, transforms image by image, a look at every batch's loss.
+"""The baseline: training as in the study's notebook, with a DataLoader and transforms image by image.
 
-Written anew after the description of the study's step 4; none of its code is here.
+Written for this comparison from the description of the study's step 4; it contains no code of the study.
 """
 
 import torch
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from src.learning.data import Dataset
+from drilldown.learning.data import Dataset
 
 
-class Published(nn.Module):
+class StudyNetwork(nn.Module):
     """The study's fourth network, 9,300 parameters."""
 
     def __init__(self):
@@ -36,8 +36,8 @@ class Published(nn.Module):
         return self.layers(images).flatten(1)  # (N, 10) logits
 
 
-class Pictures(torch.utils.data.Dataset):
-    """Training images as the notebook gets them: one at a time, as pictures, transformed one by one."""
+class TransformedImages(torch.utils.data.Dataset):
+    """Training images as PIL images, each transformed on access."""
 
     def __init__(self, dataset: Dataset, rotation: float):
         self.images, self.labels = dataset.train_images.numpy(), dataset.train_labels.tolist()
@@ -53,24 +53,29 @@ class Pictures(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def optimizer(network: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of the study."""
     return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 
 
 def train_epoch(
-    network: nn.Module, optimizer: torch.optim.Optimizer, pictures: Pictures, batch_size: int, workers: int = 0
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: TransformedImages,
+    batch_size: int,
+    workers: int = 0,
 ) -> float:
-    """Train one epoch, loading images by so many processes (0: by this one); returns its accuracy in percent."""
+    """Train one epoch and return its accuracy in percent; `workers` is the number of processes that load images."""
     network.train()
     correct = 0
-    context = "fork" if workers else None  # what the notebook's Linux does by itself
-    loader = DataLoader(pictures, batch_size, shuffle=True, num_workers=workers, multiprocessing_context=context)
-    for images, labels in loader:
+    context = "fork" if workers else None  # the default on the notebook's Linux
+    loader = DataLoader(images, batch_size, shuffle=True, num_workers=workers, multiprocessing_context=context)
+    for batch, labels in loader:
         optimizer.zero_grad()
-        log_probabilities = F.log_softmax(network(images), dim=1)
+        log_probabilities = F.log_softmax(network(batch), dim=1)
         loss = F.nll_loss(log_probabilities, labels)
         loss.backward()
         optimizer.step()
         loss.item()  # the notebook shows it after every batch
         correct += log_probabilities.argmax(1).eq(labels).sum().item()
-    return 100 * correct / len(pictures)
+    return 100 * correct / len(images)

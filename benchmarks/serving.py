@@ -1,6 +1,6 @@
-"""How fast the registered model answers: plain PyTorch, MLflow's pyfunc, and HTTP, with step 4's network.
+"""How fast step 4's model answers: in plain PyTorch, through MLflow's pyfunc, and over HTTP.
 
-The weights do not matter to the time: they are fresh ones.
+The weights are random: they do not influence the time.
 """
 
 import http.client
@@ -16,21 +16,21 @@ import mlflow
 import numpy as np
 import torch
 
-from benchmarks.programs import server
-from src.learning import data
-from src.learning.classifier import Classifier
-from src.lifecycle import tracking
-from steps.step4 import Network
+from drilldown.learning import data
+from drilldown.learning.classifier import Classifier
+from drilldown.steps import load_step
+from drilldown.tracking import export
+from tests.support.programs import server
 
 BATCHES = (1, 64, 1024)
 SECONDS = 2.0  # of each measurement
 
 
 def measure(repeats: int) -> dict:
-    """Time each way to an answer, in turns, and print images and requests a second."""
+    """Time each way to ask the model, in turn, and print images and calls per second."""
     dataset = data.load("digits")
     images = np.resize(dataset.test_images.numpy(), (max(BATCHES), 28, 28))
-    classifier = Classifier(Network(), 0.13, 0.31).eval()
+    classifier = Classifier(load_step("step4").network(), 0.13, 0.31).eval()
     before = mlflow.get_tracking_uri()
     with tempfile.TemporaryDirectory() as folder:
         store = f"sqlite:///{folder}/mlflow.db"
@@ -38,33 +38,33 @@ def measure(repeats: int) -> dict:
         try:
             experiment = mlflow.create_experiment("serving", artifact_location=f"{folder}/artifacts")
             with mlflow.start_run(experiment_id=experiment):
-                uri = tracking.log_model(classifier, dataset).model_uri
+                uri = export.log_model(classifier, dataset).model_uri
             command = ["mlflow", "models", "serve", "--model-uri", uri, "--env-manager", "local"]
             with server(command, os.environ | {"MLFLOW_TRACKING_URI": store}) as port:
                 loaded = mlflow.pyfunc.load_model(uri)
-                ways = {  # a way begins anew for each measurement: a server closes a connection that rests
+                ways = {  # each measurement opens its own connection: the server closes an idle one
                     "PyTorch": lambda: _torch(classifier),
                     "pyfunc": lambda: loaded.predict,
                     "HTTP": lambda: _http(port),
                 }
                 rates = {way: {batch: [] for batch in BATCHES} for way in ways}
                 for _ in range(repeats):
-                    for way, begin in ways.items():
+                    for way, connect in ways.items():
                         for batch in BATCHES:
-                            rates[way][batch].append(_calls_a_second(begin(), images[:batch]))
+                            rates[way][batch].append(_calls_per_second(connect(), images[:batch]))
         finally:
             mlflow.set_tracking_uri(before)
-    found = {}
-    for way, of_batches in rates.items():
-        found[way] = {}
-        for batch, repeated in of_batches.items():
+    measured = {}
+    for way, by_batch in rates.items():
+        measured[way] = {}
+        for batch, repeated in by_batch.items():
             rate = median(repeated)
-            found[way][str(batch)] = {"calls_a_second": {"median": rate, "repeats": repeated}}
+            measured[way][str(batch)] = {"calls_a_second": {"median": rate, "repeats": repeated}}
             click.echo(
-                f"  {way:8} batches of {batch:5,}: {rate * batch:9,.0f} images a second, {rate:7,.1f} calls a second, "
-                f"{1000 / rate:7.2f} ms a call"
+                f"  {way:8} batches of {batch:5,}: {rate * batch:9,.0f} images per second, "
+                f"{rate:7,.1f} calls per second, {1000 / rate:7.2f} ms per call"
             )
-    return {"serving": found}
+    return {"serving": measured}
 
 
 def _torch(classifier: Classifier) -> Callable:
@@ -76,7 +76,7 @@ def _torch(classifier: Classifier) -> Callable:
 
 
 def _http(port: int) -> Callable:
-    """One connection, kept open; writing and reading JSON is part of the time, as it is for any client."""
+    """Ask over one open connection; the time includes writing and reading JSON, as for any client."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def ask(images: np.ndarray) -> np.ndarray:
@@ -87,7 +87,7 @@ def _http(port: int) -> Callable:
     return ask
 
 
-def _calls_a_second(ask: Callable, images: np.ndarray) -> float:
+def _calls_per_second(ask: Callable, images: np.ndarray) -> float:
     ask(images)  # the first call is slower
     calls, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < SECONDS:

@@ -1,7 +1,7 @@
-"""Are digits still recognised as image files? `python -m benchmarks.written` writes MNIST's test images out and asks.
+"""Accuracy on image files: `python -m benchmarks.written` writes MNIST's test images to files and predicts those.
 
-Each image is written at another size, polarity, place and format, with Pillow alone; the champion then labels the
-files, as `mlflow run . -e predict` does. A slow way to 10,000 answers, and the way a user's own pictures go.
+The files differ in size, polarity, place and format, and are written by Pillow alone. The champion then classifies them
+as `mlflow run . -e predict` does.
 """
 
 import itertools
@@ -15,23 +15,25 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.errors import in_one_line
-from src.learning import data
-from src.learning.evaluate import percent
-from src.lifecycle import predict, store, verify
-from src.lifecycle.provenance import versions
+from benchmarks.errors import one_line_errors
+from drilldown.inference import predict
+from drilldown.learning import data
+from drilldown.learning.evaluate import BATCH_SIZE, percent
+from drilldown.steps import ROOT
+from drilldown.tracking import store
+from drilldown.tracking.provenance import versions
 
-RESULT = Path(__file__).parents[1] / "results" / "written.json"
-SIZES = (28, 20, 40, 100, 280)  # of the digit's own square, pixels
+RESULT = ROOT / "results" / "written.json"
+SIZES = (28, 20, 40, 100, 280)  # side of the square with the digit, in pixels
 FORMATS = ("png", "bmp", "tiff", "gif", "jpg")
-KINDS = list(itertools.product(SIZES, ("white on black", "black on white"), ("centred", "off centre"), FORMATS))
+KINDS = list(itertools.product(SIZES, ("white on black", "black on white"), ("centered", "off center"), FORMATS))
 
 
 def write(image: np.ndarray, file: Path, size: int, polarity: str, place: str, generator: np.random.Generator) -> None:
     """Write an image, uint8 (28, 28), to the file."""
     digit = Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)
     picture = digit
-    if place == "off centre":
+    if place == "off center":
         picture = Image.new("L", tuple(size * generator.integers(11, 30, 2) // 10))
         picture.paste(digit, tuple(generator.integers(0, np.array(picture.size) - size + 1)))
     if polarity == "black on white":
@@ -40,18 +42,19 @@ def write(image: np.ndarray, file: Path, size: int, polarity: str, place: str, g
 
 
 def accuracies(model, images: np.ndarray, labels: np.ndarray, kinds: Sequence[tuple]) -> dict[str, float]:
-    """Share of right answers, in percent, about the images as they are and about the files; the kinds take turns."""
+    """Return the accuracy in percent on the images as they are, and on files of each kind; the kinds take turns."""
     generator = np.random.default_rng(0)
-    straight = verify.answers(model, images)
+    batches = np.split(images, range(BATCH_SIZE, len(images), BATCH_SIZE))
+    answers = np.concatenate([model.predict(batch).argmax(1) for batch in batches])
     with tempfile.TemporaryDirectory() as folder:
         for number, image in enumerate(tqdm(images, desc="writing", leave=False, disable=None)):
-            *how, suffix = kinds[number % len(kinds)]
-            write(image, Path(folder) / f"{number:05}.{suffix}", *how, generator)
+            *style, suffix = kinds[number % len(kinds)]
+            write(image, Path(folder) / f"{number:05}.{suffix}", *style, generator)
         predictions, _, refused = predict.predict(model, predict.find_images(folder))
     assert not refused
     right = np.array([row.digit for row in predictions]) == labels
     found = {
-        "as they are": percent((straight == labels).sum(), len(labels)),
+        "as they are": percent((answers == labels).sum(), len(labels)),
         "as files": percent(right.sum(), len(labels)),
     }
     for part, values in enumerate(zip(*kinds, strict=True)):
@@ -63,12 +66,12 @@ def accuracies(model, images: np.ndarray, labels: np.ndarray, kinds: Sequence[tu
 
 @click.command()
 @click.option("--model", default="models:/mnist-cnn@champion", show_default=True, help="URI of the model to ask")
-@click.option("--images", type=click.IntRange(len(KINDS), 10_000), default=10_000, show_default=True, help="how many")
+@click.option("--images", type=click.IntRange(len(KINDS), 10_000), default=10_000, show_default=True, help="count")
 @click.option("--keep/--no-keep", default=True, show_default=True, help="write results/written.json")
 def main(model: str, images: int, keep: bool) -> None:
-    """Compare the model's accuracy on MNIST's test images with that on the same images as files."""
+    """Compare the model's accuracy on MNIST's test images with its accuracy on the same images as files."""
     store.connect()
-    with in_one_line():
+    with one_line_errors():
         mnist = data.load("mnist")
         loaded, lineage = predict.load(model)
     found = accuracies(loaded, mnist.test_images[:images].numpy(), mnist.test_labels[:images].numpy(), KINDS)
@@ -78,7 +81,7 @@ def main(model: str, images: int, keep: bool) -> None:
     if keep:
         kept = {"images": images, "accuracy": found, "model": lineage, "versions": versions()}
         RESULT.write_text(json.dumps(kept, indent=1) + "\n")
-        click.echo(f"kept in {RESULT}")
+        click.echo(f"written to {RESULT}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Folders on disks of their own, that the tests make small, full or read-only."""
+"""Folders on small disks of their own, which tests fill or make read-only."""
 
 import contextlib
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 @contextlib.contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A tmpfs at the folder; the test is skipped where mounting is not allowed."""
+    """Mount a tmpfs at the folder; skip the test where mounting is not allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     if not shutil.which("mount"):
         pytest.skip("there is no mount program here")
@@ -25,7 +25,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 
 def fill(folder: Path, *, leave: int = 0) -> Path:
-    """Fill the folder's disk, but for so many KiB, with a file that can be deleted; returns it."""
+    """Fill the folder's disk with one file, except `leave` KiB; return the file, whose deletion frees the disk."""
     filling = folder / "filling"
     with filling.open("wb", buffering=0) as file:
         file.write(bytes(max(0, shutil.disk_usage(folder).free - leave * 1024)))
@@ -33,5 +33,5 @@ def fill(folder: Path, *, leave: int = 0) -> Path:
 
 
 def make_read_only(folder: Path) -> None:
-    """From now on nothing can be written to the folder's disk, not even by root."""
+    """Remount the folder's disk read-only, also for root."""
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)

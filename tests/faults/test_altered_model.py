@@ -1,4 +1,4 @@
-"""Registered models that were altered on disk, or deleted by hand."""
+"""Registered models whose files were altered, or which were deleted by hand."""
 
 import os
 import shutil
@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
-from test_registry import aliases, register
-from test_run import refused, run_status
-from test_tracking import track
 
-from src.lifecycle import registry, verify
-from src.run import main
+from drilldown.__main__ import main
+from drilldown.errors import ChampionError
+from drilldown.registry import registry
+from tests.support.project import ROOT
+from tests.support.registered import aliases, register, verify_in_process
+from tests.support.tracked import track
+from tests.test_cli import refused, run_status
 
 pytestmark = pytest.mark.slow
 CHAMPION = "models:/digits-cnn@champion"
@@ -30,14 +30,9 @@ def image(tmp_path, digits):
 
 @pytest.fixture
 def champion(store, trained, digits, monkeypatch):
-    """The files of version 1, the champion."""
-    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # as the command has it
-    # Asked in this process: a fresh one takes seconds to start, and tests/test_registry.py has it.
-    monkeypatch.setattr(
-        registry,
-        "ask",
-        lambda models, images: np.stack([verify.answers(verify.load(model), images) for model in models]),
-    )
+    """The folder with the files of version 1, the champion."""
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # as the command sets it
+    verify_in_process(monkeypatch)
     return make_champion(trained, digits, "1")
 
 
@@ -47,28 +42,28 @@ def make_champion(trained, digits, version: str) -> Path:
     return Path(mlflow.artifacts.download_artifacts(f"models:/digits-cnn/{version}"))
 
 
-def flip(file: Path, place: int) -> None:
-    """Turn the lowest bit of a byte."""
+def flip_bit(file: Path, place: int) -> None:
+    """Flip the lowest bit of the byte at this place."""
     content = bytearray(file.read_bytes())
     content[place] ^= 1
     file.write_bytes(content)
 
 
 @pytest.mark.fault(
-    "a registered model altered on disk",
-    "the lowest bit of one weight is turned, which no answer shows",
-    "not promoted, not rolled back to, not asked by `predict`: one line, exit code 1",
+    "altered model files",
+    "the lowest bit of one weight flipped, which changes no prediction",
+    "`promote`, `rollback` and `predict` refuse the model: one line, exit code 1",
 )
-def test_a_bit_of_a_weight(champion, store, image, trained, digits, capsys, record_property):
+def test_flipped_bit_of_a_weight(champion, store, image, trained, digits, capsys, record_property):
     make_champion(trained, digits, "2")
-    images, weights = digits.test_images.numpy(), trained.result.network.layers[0].weight.detach().numpy().tobytes()
+    images, weights = digits.test_images.numpy(), trained.eval_model.network.layers[0].weight.detach().numpy().tobytes()
     before = mlflow.pyfunc.load_model("models:/digits-cnn/1").predict(images)
     exported = champion / "data" / "model.pt2"
     assert exported.read_bytes().count(weights) == 1
-    flip(exported, exported.read_bytes().index(weights))
+    flip_bit(exported, exported.read_bytes().index(weights))
     after = mlflow.pyfunc.load_model("models:/digits-cnn/1").predict(images)
-    assert (after.argmax(1) == before.argmax(1)).all()  # its accuracy would not give it away
-    capsys.readouterr()  # what MLflow said of its doings
+    assert (after.argmax(1) == before.argmax(1)).all()  # its accuracy does not show it
+    capsys.readouterr()  # discard what MLflow printed
     commands = [
         ["promote", "--version", "1", "--model", "digits-cnn", "--force", "true"],
         ["rollback", "--model", "digits-cnn"],
@@ -85,11 +80,11 @@ def test_a_bit_of_a_weight(champion, store, image, trained, digits, capsys, reco
 
 
 @pytest.mark.fault(
-    "a registered model altered on disk",
-    "the champion's files changed, exchanged, added to, cut short, removed",
-    "not asked by `predict`; a champion that can be told from nothing stays, until it is overruled by force",
+    "altered model files",
+    "the champion's files changed, renamed, truncated, removed, or a file added",
+    "`predict` refuses the model; nothing replaces an altered champion, except with `force`",
 )
-def test_whatever_is_altered(champion, store, image, trained, digits, capsys, record_property):
+def test_altered_champion(champion, store, image, trained, digits, capsys, record_property):
     folder = make_champion(trained, digits, "2")
     kept = shutil.copytree(folder, folder.with_name("kept"))
     exported, description = folder / "data" / "model.pt2", folder / "MLmodel"
@@ -101,7 +96,7 @@ def test_whatever_is_altered(champion, store, image, trained, digits, capsys, re
         lambda: (folder / "sitecustomize.py").write_text("print('loaded')"),
         lambda: shutil.rmtree(folder),
     ]
-    capsys.readouterr()  # what MLflow said of its doings
+    capsys.readouterr()  # discard what MLflow printed
     for alter in alterations:
         alter()
         code, line = refused(capsys, "predict", "--images", image, "--model", CHAMPION)
@@ -109,51 +104,51 @@ def test_whatever_is_altered(champion, store, image, trained, digits, capsys, re
         assert line.startswith(f"model is {CHAMPION!r}: digits-cnn version 2 was altered: the SHA-256 of its files is ")
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(kept, folder)
-    main(["predict", "--images", image, "--model", CHAMPION])  # as it was, it answers
-    flip(exported, 1000)
-    with pytest.raises(registry.ChampionError, match="version 2 stays champion, uncompared: .* version 2 was altered"):
+    main(["predict", "--images", image, "--model", CHAMPION])  # with its original files, it answers
+    flip_bit(exported, 1000)
+    with pytest.raises(ChampionError, match="version 2 stays champion, uncompared: .* version 2 was altered"):
         registry.promote("1", digits, why="a test")
     assert registry.promote("1", digits, why="a test", force=True).champion
     record_property("times", len(alterations) + 1)
 
 
 @pytest.mark.fault(
-    "a champion deleted by hand",
+    "champion deleted by hand",
     "its alias, its version, the whole registered model",
-    "`predict`, `promote` and `rollback` say in one line what is not there",
+    "`predict`, `promote` and `rollback` say in one line what is missing",
 )
-def test_deleted(champion, store, image, capsys, record_property):
-    ask = ["predict", "--images", image, "--model", CHAMPION]
+def test_deleted_champion(champion, store, image, capsys, record_property):
+    predict = ["predict", "--images", image, "--model", CHAMPION]
     promote, roll_back = ["promote", "--version", "1", "--model", "digits-cnn"], ["rollback", "--model", "digits-cnn"]
     no_alias = "it takes the URI of a model in this store (Registered model alias champion not found.)"
     no_version = "version is '1': it takes a version of digits-cnn, which has none"
-    gone = [
-        (lambda: store.delete_registered_model_alias("digits-cnn", "champion"), [(ask, 2, no_alias)]),
-        (lambda: store.delete_model_version("digits-cnn", "1"), [(ask, 2, no_alias), (promote, 2, no_version)]),
+    deletions = [
+        (lambda: store.delete_registered_model_alias("digits-cnn", "champion"), [(predict, 2, no_alias)]),
+        (lambda: store.delete_model_version("digits-cnn", "1"), [(predict, 2, no_alias), (promote, 2, no_version)]),
         (
             lambda: store.delete_registered_model("digits-cnn"),
             [
-                (ask, 2, "Registered Model with name=digits-cnn not found"),
+                (predict, 2, "Registered Model with name=digits-cnn not found"),
                 (promote, 2, no_version),
                 (roll_back, 1, "digits-cnn has no version yet: a run that passes the gate registers one"),
             ],
         ),
     ]
-    for delete, answers in gone:
+    for delete, answers in deletions:
         delete()
         for command, code, message in answers:
             found, line = refused(capsys, *command)
             assert (found, message in line) == (code, True), line
-    record_property("times", len(gone))
+    record_property("times", len(deletions))
 
 
 @pytest.mark.long
 @pytest.mark.fault(
-    "pickle forbidden", "`MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false` in a fresh process", "the champion answers"
+    "pickle forbidden", "`MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false` in a new process", "the champion predicts"
 )
-def test_pickle_forbidden(champion, image, tmp_path):
-    settings = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "src.run", "predict", "--images", image, "--model", CHAMPION]
+def test_champion_predicts_without_pickle(champion, image, tmp_path):
+    settings = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "drilldown", "predict", "--images", image, "--model", CHAMPION]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "digit.png" in done.stdout

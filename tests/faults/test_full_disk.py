@@ -1,5 +1,6 @@
-"""A full disk: under the data, the saved states, the database and the artifacts."""
+"""A full disk: with the data, the training states, the database, the artifacts or the temporary files."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,60 +8,61 @@ import tempfile
 
 import mlflow
 import pytest
-from conftest import ROOT
 from mlflow import MlflowClient
-from small_disk import fill, mounted
-from test_run import refused, run_status
 
-from src import run
-from src.learning import data
-from src.lifecycle.database import is_whole
+from drilldown.__main__ import main
+from drilldown.learning import data
+from drilldown.tracking.database import is_complete
+from drilldown.tracking.tags import ours
+from tests.faults.small_disk import fill, mounted
+from tests.support.project import ROOT
+from tests.test_cli import refused, run_status
 
 STEP = ["step2", "--dataset", "digits", "--threads", "1", "--target", "0"]
-PASSING = [*STEP, "--epochs", "5"]  # as many as the gate asks for
+PASSING = [*STEP, "--epochs", "5"]  # as many as the gate judges
 FULL = "No space left on device"
-CLEAR = "a clear error; FAILED, nothing registered; with room it goes on"
-TAGS = {"step", "dataset.digest", "parameters", "streak_accuracy", "test_accuracy"}  # of a version that is complete
+CLEAR = "a clear error; run FAILED, nothing registered; with free space it works again"
+TAGS = {"step", "dataset.digest", "parameters", "min_accuracy_last_k", "test_accuracy"}  # of a complete version
 
 
 def assert_nothing_half_registered(store):
-    """A version has all its tags, and a champion is one that was verified."""
+    """Each version has all its tags, and each champion was promoted."""
     for model in store.search_registered_models():
         for version in store.search_model_versions(f"name = '{model.name}'"):
-            assert set(version.tags) >= TAGS
+            assert set(ours(version.tags)) >= TAGS
         if champion := model.aliases.get("champion"):
-            assert store.get_model_version(model.name, champion).tags["promotion.promoted"] == "True"
+            assert ours(store.get_model_version(model.name, champion).tags)["promotion.promoted"] == "True"
 
 
 def assert_registered(store):
-    """What a training that passed the gate leaves behind."""
+    """A training that passed the gate registered a complete champion."""
     (model,) = store.search_registered_models()
     assert set(model.aliases) == {"challenger", "champion"}
     assert_nothing_half_registered(store)
 
 
 @pytest.mark.mnist
-@pytest.mark.fault("a full disk under the data", "a tmpfs with too little room, at several sizes", "a clear error")
+@pytest.mark.fault("full disk: data", "a tmpfs with too little space, four sizes", "a clear error")
 @pytest.mark.parametrize("kilobytes", [0, 10_000, 46_500, 53_664])  # the files take 45,940, 60, 7,660 and 12
-def test_data(kilobytes, tmp_path, store, capsys):
+def test_full_data_folder(kilobytes, tmp_path, store, capsys):
     with mounted(tmp_path / "disk", "size=80m") as folder:
         filling = fill(folder, leave=kilobytes)
         free = shutil.disk_usage(folder).free
-        for name in ("mnist", "auto"):  # other data would not mend the disk
+        for name in ("mnist", "auto"):  # other data would not help
             code, line = refused(capsys, "step2", "--dataset", name, "--data_dir", str(folder))
             if "no mirror gave it" in line:
                 pytest.skip(line)
             assert (code, FULL in line, str(folder) in line) == (1, True, True)
         kept = sum(file.stat().st_size for file in folder.rglob("*ubyte"))
-        assert free - shutil.disk_usage(folder).free <= kept + 2**14  # no half of a file takes room
+        assert free - shutil.disk_usage(folder).free <= kept + 2**14  # no partial file takes space
         assert {status for _, status in run_status(store)} == {"FAILED"}
         filling.unlink()
         assert data.load("mnist", folder).name == "mnist"
 
 
-@pytest.mark.fault("a full disk under the saved states", "room for none, for half of one", CLEAR)
+@pytest.mark.fault("full disk: training states", "no space; space for half a state", CLEAR)
 @pytest.mark.parametrize("kilobytes", [0, 100])
-def test_the_first_state(kilobytes, tmp_path, store, capsys):
+def test_no_space_for_the_first_state(kilobytes, tmp_path, store, capsys):
     with mounted(tmp_path / "checkpoints", "size=4m") as folder:
         fill(folder, leave=kilobytes)
         code, line = refused(capsys, *PASSING)
@@ -74,8 +76,8 @@ def test_the_first_state(kilobytes, tmp_path, store, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.fault("a full disk under the saved states", "room for one and a half; then more", CLEAR)
-def test_a_later_state(tmp_path, store, capsys):
+@pytest.mark.fault("full disk: training states", "space for one and a half states; then freed", CLEAR)
+def test_no_space_for_a_later_state(tmp_path, store, capsys):
     with mounted(tmp_path / "checkpoints", "size=4m") as folder:
         filling = fill(folder, leave=200)
         code, line = refused(capsys, *PASSING)
@@ -87,20 +89,20 @@ def test_a_later_state(tmp_path, store, capsys):
             f"resume={run_id} goes on from the state before it"
         )
         filling.unlink()
-        run.main(["step2", "--resume", run_id])  # as the message says
-        assert "goes on after epoch 1" in capsys.readouterr().out
+        main(["step2", "--resume", run_id])  # as the message says
+        assert "resumes after epoch 1" in capsys.readouterr().out
         assert_registered(store)
 
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.fault("a full disk under the artifacts", "at the first, at the pictures, at the model; then more", CLEAR)
-def test_artifacts(tmp_path, store, capsys, monkeypatch, record_property):
+@pytest.mark.fault("full disk: artifacts", "at the first artifact, the figures, the model; then freed", CLEAR)
+def test_no_space_for_artifacts(tmp_path, store, capsys, monkeypatch, record_property):
     with mounted(tmp_path / "disk", "size=4m") as folder:
         experiment = store.create_experiment("on a small disk", artifact_location=folder.as_uri())
         monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
         filling = fill(folder)
-        assert_full(refused(capsys, *PASSING), folder)  # it has logged no more than its parameters
+        assert_full(refused(capsys, *PASSING), folder)  # it has logged only its parameters
         for kilobytes in (4, 100, 200):
             filling = fill(folder, leave=kilobytes)
             begun = store.search_runs([experiment])[0].info.run_id if kilobytes > 4 else None
@@ -109,23 +111,23 @@ def test_artifacts(tmp_path, store, capsys, monkeypatch, record_property):
             assert store.search_registered_models() == []
         assert {model.status for model in store.search_logged_models([experiment])} != {"READY"}
         filling.unlink()
-        run.main(["step2", "--resume", begun])
+        main(["step2", "--resume", begun])
         assert_registered(store)
         record_property("times", 4)
 
 
 def assert_full(answer, folder):
-    """The command said in one line what is full, and where."""
+    """The command's one line says what is full, and where."""
     code, line = answer
     assert code == 1
     assert FULL in line or "database or disk is full" in line
     assert str(folder) in line
-    assert "SQL:" not in line  # a wall of values
+    assert "SQL:" not in line  # followed by thousands of values
 
 
 @pytest.fixture
 def small_store(empty_database, store, tmp_path, monkeypatch):
-    """A store on a small disk; the artifacts are elsewhere."""
+    """A store on a small disk; its artifacts are elsewhere."""
     with mounted(tmp_path / "disk", "size=8m") as folder:
         uri = f"sqlite:///{shutil.copy(empty_database, folder)}"
         mlflow.set_tracking_uri(uri)
@@ -136,8 +138,10 @@ def small_store(empty_database, store, tmp_path, monkeypatch):
 
 
 def fill_before(call, number, folder, monkeypatch):
-    """Fill the disk just before the nth call of an MlflowClient's method: SQLite writes where it has written before,
-    so that a size to leave would hit few moments."""
+    """Fill the disk just before the nth call of an MlflowClient's method.
+
+    SQLite reuses its pages, so a disk of a fixed size would be full at few different moments only.
+    """
     method, calls = getattr(MlflowClient, call), iter(range(1, 1000))
 
     def watched(*given, **named):
@@ -148,8 +152,8 @@ def fill_before(call, number, folder, monkeypatch):
     monkeypatch.setattr(MlflowClient, call, watched)
 
 
-@pytest.mark.fault("a full disk under the database", "before the run is opened", "a clear error, no run")
-def test_database_full_from_the_start(small_store, tmp_path, capsys):
+@pytest.mark.fault("full disk: database", "before the run is opened", "a clear error; no run")
+def test_no_space_to_open_a_run(small_store, tmp_path, capsys):
     filling = fill(tmp_path / "disk")
     assert_full(refused(capsys, *STEP), tmp_path / "disk")
     filling.unlink()
@@ -157,18 +161,18 @@ def test_database_full_from_the_start(small_store, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.fault("a full disk under the database", "before it is made, at several sizes", "with room, it is made")
+@pytest.mark.fault("full disk: database", "before it is created, three sizes", "with free space it is created")
 @pytest.mark.parametrize("kilobytes", [0, 100, 500])
-def test_database_that_cannot_be_made(kilobytes, tmp_path, store, monkeypatch, capsys):
+def test_no_space_to_create_the_database(kilobytes, tmp_path, store, monkeypatch, capsys):
     with mounted(tmp_path / "disk", "size=8m") as folder:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         filling = fill(folder, leave=kilobytes)
         assert_full(refused(capsys, *STEP), folder)
         filling.unlink()
-        again = subprocess.run([sys.executable, "-m", "src.lifecycle.database", folder / "mlflow.db"], cwd=ROOT)
-        assert again.returncode == 0
-        assert is_whole(folder / "mlflow.db")
+        command = [sys.executable, "-m", "drilldown.tracking.database", folder / "mlflow.db"]
+        subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, check=True)
+        assert is_complete(folder / "mlflow.db")
         assert {file.name for file in folder.iterdir()} <= {
             "mlflow.db",
             "mlflow.db.lock",
@@ -178,11 +182,11 @@ def test_database_that_cannot_be_made(kilobytes, tmp_path, store, monkeypatch, c
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.fault(
-    "a full disk under the database",
-    "while a training is logged and registered, at each kind of entry",
-    "a clear error; nothing half-registered; with room, the store opens and the run goes on",
+    "full disk: database",
+    "at each kind of write while a training is logged and registered",
+    "a clear error; nothing half-registered; with free space the store opens and the run is resumed",
 )
-def test_database(small_store, tmp_path, capsys, record_property):
+def test_no_space_while_logging_and_registering(small_store, tmp_path, capsys, record_property):
     folder = tmp_path / "disk"
     moments = [
         ("create_run", 1),
@@ -193,7 +197,7 @@ def test_database(small_store, tmp_path, capsys, record_property):
         ("set_registered_model_alias", 1),
         ("set_model_version_tag", 1),
         ("set_registered_model_tag", 1),
-        ("set_registered_model_alias", 1),  # challenger it is by now: this makes it champion
+        ("set_registered_model_alias", 1),  # it is challenger by now: this makes it champion
         ("set_registered_model_tag", 2),
     ]
     for call, number in moments:
@@ -205,14 +209,14 @@ def test_database(small_store, tmp_path, capsys, record_property):
         (folder / "filling").unlink()
         assert "FINISHED" not in {status for _, status in run_status(small_store)}
         assert_nothing_half_registered(small_store)
-    run.main(arguments)
+    main(arguments)
     assert_registered(small_store)
     record_property("times", len(moments))
 
 
 @pytest.mark.slow
-@pytest.mark.fault("a full disk under the temporary files", "a tmpfs with no room", CLEAR)
-def test_temporary_files(tmp_path, store, capsys, monkeypatch):
+@pytest.mark.fault("full disk: temporary files", "a tmpfs without space", CLEAR)
+def test_no_space_for_temporary_files(tmp_path, store, capsys, monkeypatch):
     with mounted(tmp_path / "disk", "size=4m") as folder:
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
         fill(folder)

@@ -1,4 +1,4 @@
-"""Image files of every bad kind: each is refused or predicted by name, and never costs the others."""
+"""Unusual and damaged image files: each is refused or predicted by name, and the others are predicted."""
 
 import contextlib
 import io
@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_predict import Brightest, on_canvas
 
-from src.learning.recipe import ParameterError
-from src.lifecycle import predict
-from src.lifecycle.messages import printable
-from src.run import main
+from drilldown.__main__ import main
+from drilldown.errors import ParameterError
+from drilldown.inference import framing, predict
+from drilldown.messages import printable
+from tests.support.pictures import Brightest, on_canvas
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def picture(digits):
 
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A valid header, and whatever is said to be the picture."""
+    """A PNG file with a valid header and this data as its pixels."""
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
         (b"IDAT", zlib.compress(data)),
@@ -45,13 +45,15 @@ def saved(picture: Image.Image, kind: str, **settings) -> bytes:
     return file.getvalue()
 
 
-def ask(path) -> tuple[dict[str, predict.Prediction], dict[str, str]]:
-    """The predictions and the refusals of a folder or a file, by the file's name."""
+def predict_files(path) -> tuple[dict[str, predict.Prediction], dict[str, str]]:
+    """Return the predictions and the reasons of the refusals for a folder or a file, by file name."""
     files = predict.find_images(path)
     predictions, seen, refused = predict.predict(Brightest(), files)
     assert len(seen) == len(predictions)
     assert len(predictions) + len(refused) == len(files)
-    return {Path(row.file).name: row for row in predictions}, {Path(name).name: why for name, why in refused.items()}
+    return {Path(row.file).name: row for row in predictions}, {
+        Path(name).name: reason for name, reason in refused.items()
+    }
 
 
 def refused_files(picture: Image.Image) -> dict[str, tuple[bytes, str]]:
@@ -79,21 +81,21 @@ def refused_files(picture: Image.Image) -> dict[str, tuple[bytes, str]]:
 
 
 def predicted_files(picture: Image.Image) -> dict[str, bytes]:
-    grey, colour = np.asarray(picture), picture.convert("RGB")
+    gray, color = np.asarray(picture), picture.convert("RGB")
     line = np.zeros((5000, 1), np.uint8)
     line[1000:2000] = 255
-    clear = picture.convert("P")
+    palette = picture.convert("P")
     return {
         "good.png": saved(picture, "PNG"),
-        "cmyk.jpg": saved(colour.convert("CMYK"), "JPEG"),
-        "cmyk.tiff": saved(colour.convert("CMYK"), "TIFF"),
+        "cmyk.jpg": saved(color.convert("CMYK"), "JPEG"),
+        "cmyk.tiff": saved(color.convert("CMYK"), "TIFF"),
         "animated.gif": saved(picture, "GIF", save_all=True, append_images=[Image.new("L", picture.size)] * 3),
         "animated.png": saved(picture, "PNG", save_all=True, append_images=[Image.new("L", picture.size)] * 3),
         "pages.tiff": saved(picture, "TIFF", save_all=True, append_images=[Image.new("L", (9, 9))]),
-        "sixteen.png": saved(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"),
-        "twelve.tiff": saved(Image.fromarray((255 - grey).astype(np.uint16) * 16), "TIFF"),
-        "float.tiff": saved(Image.fromarray((255 - grey).astype(np.float32) / 255), "TIFF"),
-        "palette.png": saved(clear, "PNG", transparency=bytes(range(256))),
+        "sixteen.png": saved(Image.fromarray(gray.astype(np.uint16) * 257), "PNG"),
+        "twelve.tiff": saved(Image.fromarray((255 - gray).astype(np.uint16) * 16), "TIFF"),
+        "float.tiff": saved(Image.fromarray((255 - gray).astype(np.float32) / 255), "TIFF"),
+        "palette.png": saved(palette, "PNG", transparency=bytes(range(256))),
         "line.png": saved(Image.fromarray(line), "PNG"),
         "across.png": saved(Image.fromarray(line.T), "PNG"),
         "no_exif.jpg": saved(picture, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff"),
@@ -106,30 +108,30 @@ def predicted_files(picture: Image.Image) -> dict[str, bytes]:
 
 
 @pytest.mark.fault(
-    "an odd image in a folder",
-    "empty, text, truncated, endless, 0×0, bombs, CMYK, animated, 16 bit, NaN, strange names and more",
-    "refused or predicted, by name; the others are predicted",
+    "unusual image file in a folder",
+    "empty, text, truncated, huge, 0×0, decompression bombs, CMYK, animated, 16 bit, NaN, unusual names and more",
+    "refused or predicted, by name; the other files are predicted",
 )
-def test_odd_files(tmp_path, picture, record_property):
+def test_unusual_files(tmp_path, picture, record_property):
     expected, good = refused_files(picture), predicted_files(picture)
     for name, content in {**{name: content for name, (content, _) in expected.items()}, **good}.items():
         (tmp_path / name).write_bytes(content)
-    os.truncate(tmp_path / "endless.gif", 2**33)  # zeros, on no disk; PIL would read them all
-    predictions, refused = ask(tmp_path)
+    os.truncate(tmp_path / "endless.gif", 2**33)  # zeros that take no disk space; PIL would read them all
+    predictions, refused = predict_files(tmp_path)
     assert sorted(refused) == sorted(expected)
-    for name, (_, why) in expected.items():
-        assert why in refused[name]
+    for name, (_, reason) in expected.items():
+        assert reason in refused[name]
         assert "\n" not in refused[name]
     assert sorted(predictions) == sorted(printable(name) for name in good)
     record_property("times", len(expected) + len(good))
 
 
 @pytest.mark.fault(
-    "what is called like an image and is no file",
-    "a folder, a pipe, a socket, links: broken, in a circle, to outside",
-    "refused by name, at once; a link inside the folder is followed",
+    "name of an image, but not a file",
+    "a folder, a pipe, links: broken, circular, to a device, to other folders",
+    "refused by name, at once; a link within the folder is followed",
 )
-def test_no_files(tmp_path, picture, record_property):
+def test_names_of_images_that_are_not_files(tmp_path, picture, record_property):
     folder, outside = tmp_path / "folder", tmp_path / "outside.png"
     folder.mkdir()
     picture.save(outside)
@@ -139,20 +141,20 @@ def test_no_files(tmp_path, picture, record_property):
     links = {"inside": "good.png", "broken": "nothing.png", "outside": outside, "up": "../outside.png"}
     for name, target in {**links, "circle": "circle.png", "device": "/dev/zero"}.items():
         (folder / f"{name}.png").symlink_to(target)
-    predictions, refused = ask(folder)
+    predictions, refused = predict_files(folder)
     assert set(predictions) == {"good.png", "inside.png"}
-    outside_it = "it is a link that points outside the folder"
+    outside_reason = "it is a link that points outside the folder"
     assert refused.pop("broken.png").endswith("No such file or directory: " + repr(str(folder / "nothing.png")))
     assert "Too many levels of symbolic links" in refused.pop("circle.png")
     assert refused == {
         "folder.png": "it is not a file", "pipe.png": "it is not a file",
-        "outside.png": outside_it, "up.png": outside_it, "device.png": outside_it,
+        "outside.png": outside_reason, "up.png": outside_reason, "device.png": outside_reason,
     }  # fmt: skip
     record_property("times", 8)
 
     (tmp_path / "elsewhere").symlink_to(folder)
-    assert set(ask(tmp_path / "elsewhere")[0]) == set(predictions)  # the folder itself may be a link
-    assert list(ask(folder / "outside.png")[0]) == ["outside.png"]  # and the file, that the user names
+    assert set(predict_files(tmp_path / "elsewhere")[0]) == set(predictions)  # the folder itself may be a link
+    assert list(predict_files(folder / "outside.png")[0]) == ["outside.png"]  # and so may a file that the user names
     for name in ("pipe", "broken", "circle", "device"):
         with pytest.raises(ParameterError, match="it takes an image file, or a folder"):
             predict.find_images(folder / f"{name}.png")
@@ -160,7 +162,7 @@ def test_no_files(tmp_path, picture, record_property):
 
 @contextlib.contextmanager
 def unprivileged():
-    """What root is allowed to read, nobody is not."""
+    """Give up root's permissions for a while: root may read everything."""
     user = os.geteuid()
     os.seteuid(65534 if user == 0 else user)
     try:
@@ -170,12 +172,12 @@ def unprivileged():
 
 
 @pytest.mark.fault(
-    "what cannot be read",
-    "a file and a folder without permission, a file whose reading fails, paths that cannot be",
-    "refused by name, the others are predicted",
+    "unreadable images",
+    "a file and a folder without permission, a file that cannot be read, impossible paths",
+    "refused by name; the other files are predicted",
 )
-def test_unreadable(picture, record_property):
-    with tempfile.TemporaryDirectory() as name:  # tmp_path is closed to others
+def test_unreadable_files(picture, record_property):
+    with tempfile.TemporaryDirectory() as name:  # other users cannot enter tmp_path
         folder = Path(name)
         folder.chmod(0o755)
         for file in ("open.png", "closed.png"):
@@ -183,7 +185,7 @@ def test_unreadable(picture, record_property):
         (folder / "closed.png").chmod(0)
         (folder / "closed").mkdir(mode=0)
         with unprivileged():
-            predictions, refused = ask(folder)
+            predictions, refused = predict_files(folder)
             assert list(predictions) == ["open.png"]
             assert list(refused) == ["closed.png"]
             assert "Permission denied" in refused["closed.png"]
@@ -194,23 +196,23 @@ def test_unreadable(picture, record_property):
     for path in impossible:
         with pytest.raises(ParameterError, match="images is .*: it takes an image file, or a folder"):
             predict.find_images(path)
-    if Path("/proc/self/mem").exists():  # it opens, and cannot be read
-        assert ask("/proc/self/mem")[1] == {"mem": "[Errno 5] Input/output error"}
+    if Path("/proc/self/mem").exists():  # it can be opened, but not read
+        assert predict_files("/proc/self/mem")[1] == {"mem": "[Errno 5] Input/output error"}
     record_property("times", 4 + len(impossible))
 
 
-def test_a_photo_is_turned_as_its_camera_says(tmp_path, picture):
+def test_photo_is_rotated_by_its_exif_orientation(tmp_path, picture):
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # rotated by 90 degrees
     picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo.png", exif=exif)
-    assert (predict.read(tmp_path / "photo.png") == predict.to_frame(picture)).all()
+    assert (framing.read_image(tmp_path / "photo.png") == framing.to_frame(picture)).all()
 
 
 @pytest.mark.fault(
-    "a damaged image", "bytes of each format changed, cut off", "refused by name or predicted; nothing else happens"
+    "damaged image", "random bytes of each format changed or cut off", "refused by name or predicted; no other effect"
 )
 def test_damaged_bytes(tmp_path, picture, attempt, record_property):
-    chance = random.Random(attempt)
+    rng = random.Random(attempt)
     formats = [
         saved(picture.convert(mode), kind, **settings)
         for kind, mode, settings in (
@@ -220,24 +222,24 @@ def test_damaged_bytes(tmp_path, picture, attempt, record_property):
     ]  # fmt: skip
     count = 500
     for number in range(count):
-        content = bytearray(chance.choice(formats))
-        if chance.random() < 0.3:
-            del content[chance.randrange(len(content)) :]
+        content = bytearray(rng.choice(formats))
+        if rng.random() < 0.3:
+            del content[rng.randrange(len(content)) :]
         else:
-            end = chance.choice([200, len(content)])  # most of what can go wrong is in the head
-            for place in chance.sample(range(min(end, len(content))), chance.choice([1, 2, 5, 20])):
-                content[place] = chance.randrange(256)
+            end = rng.choice([200, len(content)])  # most errors are possible in the header
+            for place in rng.sample(range(min(end, len(content))), rng.choice([1, 2, 5, 20])):
+                content[place] = rng.randrange(256)
         (tmp_path / f"{number}.png").write_bytes(content)
-    predictions, refused = ask(tmp_path)
+    predictions, refused = predict_files(tmp_path)
     assert min(len(predictions), len(refused)) > count / 10
     record_property("times", count)
 
 
 @pytest.mark.slow
 @pytest.mark.fault(
-    "strange names", "line breaks, other scripts, undecodable bytes, formulas", "kept by MLflow and shown"
+    "unusual file names", "line breaks, other scripts, undecodable bytes, formulas", "stored by MLflow and shown"
 )
-def test_strange_names_through_the_command(store, tmp_path, picture, monkeypatch, capsys, record_property):
+def test_unusual_names_through_the_command(store, tmp_path, picture, monkeypatch, capsys, record_property):
     folder = tmp_path / "images"
     folder.mkdir()
     names = [name for name in predicted_files(picture) if not name.isascii() or "$" in name or "\n" in name]
@@ -247,9 +249,9 @@ def test_strange_names_through_the_command(store, tmp_path, picture, monkeypatch
     monkeypatch.setattr(predict, "load", lambda _: (Brightest(), {}))
     main(["predict", "--images", str(folder)])
     printed = capsys.readouterr()
-    (made,) = store.search_runs(["0"])
-    assert (made.info.status, made.data.metrics) == ("FINISHED", {"predicted": len(names), "refused": len(names)})
-    kept = Path(store.download_artifacts(made.info.run_id, ""))
+    (run,) = store.search_runs(["0"])
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"predicted": len(names), "refused": len(names)})
+    kept = Path(store.download_artifacts(run.info.run_id, ""))
     assert set(pd.read_csv(kept / "predictions.csv")["file"]) == {printable(f"{folder}/{name}") for name in names}
     for name in names:
         assert printable(f"{folder}/{name} ") in printed.out
@@ -258,19 +260,19 @@ def test_strange_names_through_the_command(store, tmp_path, picture, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.fault("a folder with 10,000 files", "digits, written out as PNG", "all predicted, in bounded memory")
+@pytest.mark.fault("folder with 10,000 files", "digits as PNG", "all are predicted, in bounded memory")
 def test_ten_thousand_files(tmp_path, digits):
     images = digits.train_images.numpy()
     for number in range(10_000):
         Image.fromarray(images[number % len(images)]).save(tmp_path / f"{number:05}.png", compress_level=1)
-    before = resident()
+    before = peak_memory()
     files = predict.find_images(tmp_path)
     predictions, seen, refused = predict.predict(Brightest(), files)
     assert [row.file for row in predictions] == [str(file) for file in files]
     assert (len(seen), refused) == (10_000, {})
-    assert resident() - before < 100 * 2**20
+    assert peak_memory() - before < 100 * 2**20
 
 
-def resident() -> int:
-    """Bytes of this process in memory, at the most until now."""
+def peak_memory() -> int:
+    """Peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""Every parameter of every command, given what it does not take, or only just takes."""
+"""Every parameter of every command, with values that it refuses and values at its limits."""
 
 import contextlib
 import io
@@ -8,14 +8,15 @@ from dataclasses import replace
 import click
 import numpy as np
 import pytest
-from conftest import SMALL_RECIPE, train_small
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_run import refused, run_status
 
-from src import commands, run
-from src.options import Number
+from drilldown import cli
+from drilldown.options import Number
+from drilldown.tracking.tags import ours
+from tests.support.networks import SMALL_RECIPE, train_small
+from tests.test_cli import refused, run_status
 
 LONG = "a" * 100_000
 LINES = ["two\nlines", "two\rlines", "two\u2028lines", "\x1b[31mred", "a\ttab", "\x00", "\x7f", "\udcff"]
@@ -34,11 +35,11 @@ HOSTILE = [
     "-",
     "--",
 ]
-NO_NUMBERS = [*HOSTILE, " ", "\u3000", "0x10", "1e400", "-1e400", "9" * 5000, "nan", "NaN", "-nan", "inf", "-Infinity",
+NOT_NUMBERS = [*HOSTILE, " ", "\u3000", "0x10", "1e400", "-1e400", "9" * 5000, "nan", "NaN", "-nan", "inf", "-Infinity",
               "true", "None", "1,000", "1.2.3", "1__0", "½", "³", "1j", "[1]", "1 2", "--1"]  # fmt: skip
-NO_WHOLE_NUMBERS = [*NO_NUMBERS, "1.0", "1e0", "-0.0", "1e3", str(10**30), "9" * 4000, "-" + "9" * 4000]
+NOT_WHOLE_NUMBERS = [*NOT_NUMBERS, "1.0", "1e0", "-0.0", "1e3", str(10**30), "9" * 4000, "-" + "9" * 4000]
 
-# What each number takes, told once more: whether whole, at least (or, of lr, above), at most, whether it may be empty.
+# The type, minimum and maximum of each number, and whether it may be empty; independent of the code that is tested.
 NUMBERS = {
     "seed": (int, 0, 2**32 - 1, False),
     "validation": (int, 0, 59_999, False),
@@ -51,23 +52,23 @@ NUMBERS = {
     "jobs": (int, 1, 9_999, False),
 }
 REQUIRED = {"predict": {"images": "x"}, "promote": {"version": "1"}, "record": {"step": "step1"}}
-OPTIONS = [(name, option.name) for name, command in commands.cli.commands.items() for option in command.params]
+OPTIONS = [(name, option.name) for name, command in cli.cli.commands.items() for option in command.params]
 
 
 def of_type(kind: type) -> list[tuple[str, str]]:
-    """The options of all commands that are of a type, as (command, option)."""
-    found = {(name, each.name): each for name, command in commands.cli.commands.items() for each in command.params}
+    """The options of this type, as (command, option)."""
+    found = {(name, each.name): each for name, command in cli.cli.commands.items() for each in command.params}
     return [place for place, option in found.items() if isinstance(option.type, kind)]
 
 
 def parse(command: str, name: str, value: str) -> tuple[int, object]:
-    """The exit code, and what the command would be called with, or else the line that it is refused with."""
+    """The exit code, with the value that the command would get, or with the error line."""
     taken, printed = {}, io.StringIO()
-    given = REQUIRED.get(command, {}) | {name: value}
+    arguments = REQUIRED.get(command, {}) | {name: value}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(printed):
-        patch.setattr(commands.cli.commands[command], "callback", lambda **values: taken.update(values))
+        patch.setattr(cli.cli.commands[command], "callback", lambda **values: taken.update(values))
         try:
-            run.main([command, *(f"--{name}={value}" for name, value in given.items())])
+            cli.main([command, *(f"--{name}={value}" for name, value in arguments.items())])
         except SystemExit as stopped:
             return stopped.code, printed.getvalue().removesuffix("\n")
     return 0, taken[name]
@@ -77,18 +78,21 @@ def assert_refused(command: str, name: str, value: str) -> None:
     code, line = parse(command, name, value)
     assert code == 2, f"{name}={value[:50]!r} is taken as {line!r}"
     assert line.startswith((f"error: {name} is ", f"error: Invalid value for '--{name}': "))
-    assert line.isprintable(), "it is one line, and nothing that a terminal obeys"
+    assert line.isprintable(), "it is one line without control characters"
     assert len(line) < 300
 
 
 fault = pytest.mark.fault
+NAMED = "one line that names the parameter; exit code 2"
+NAMED_NO_RUN = "one line that names the parameter; no run; exit code 2"
+NAMED_FAILED = "one line that names the parameter; run FAILED; exit code 2"
 
 
-@fault("a number that is none, or out of bounds", "every command and option", "one line that names it; exit code 2")
+@fault("invalid number", "not a number, out of bounds; every command and option", NAMED)
 @pytest.mark.parametrize(("command", "name"), of_type(Number))
-def test_bad_numbers(command, name, record_property):
+def test_invalid_numbers(command, name, record_property):
     kind, low, high, empty = NUMBERS[name]
-    values = [*(NO_WHOLE_NUMBERS if kind is int else NO_NUMBERS), "-1", "-5e-324", *([] if empty else [""])]
+    values = [*(NOT_WHOLE_NUMBERS if kind is int else NOT_NUMBERS), "-1", "-5e-324", *([] if empty else [""])]
     values += [str(high + 1)] if kind is int else []
     values += ["0"] if low > 0 else []
     for value in values:
@@ -96,9 +100,9 @@ def test_bad_numbers(command, name, record_property):
     record_property("times", len(values))
 
 
-@fault("a word that is none of those it takes", "every command and option", "one line that names it; exit code 2")
+@fault("invalid choice", "unknown words; every command and option", NAMED)
 @pytest.mark.parametrize(("command", "name"), of_type(click.Choice) + of_type(click.types.BoolParamType))
-def test_bad_words(command, name, record_property):
+def test_invalid_choices(command, name, record_property):
     values = [
         *HOSTILE,
         "",
@@ -120,11 +124,9 @@ def test_bad_words(command, name, record_property):
     record_property("times", len(values))
 
 
-@fault(
-    "a text that is no line, or 100,000 characters", "every command and option", "one line that names it; exit code 2"
-)
+@fault("invalid text", "control characters, blanks, 100,000 characters; every command and option", NAMED)
 @pytest.mark.parametrize(("command", "name"), of_type(click.types.StringParamType))
-def test_bad_texts(command, name, record_property):
+def test_invalid_texts(command, name, record_property):
     values = [*LINES, LONG, "é" * 1001, " ", "\u3000"]
     values += [] if name in ("data_dir", "resume") else [""]
     for value in values:
@@ -169,30 +171,30 @@ def test_bad_texts(command, name, record_property):
         ("step1", "resume", "", ""),
     ],
 )
-def test_what_is_only_just_taken(command, name, value, taken):
+def test_values_at_the_limits(command, name, value, taken):
     assert parse(command, name, value) == (0, taken)
 
 
-def test_the_smallest_learning_rate_trains(digits):
-    training = train_small(digits, replace(SMALL_RECIPE, lr=5e-324, epochs=1))
-    assert math.isfinite(training.history[0]["train_loss"])
+def test_smallest_learning_rate_trains(digits):
+    state = train_small(digits, replace(SMALL_RECIPE, lr=5e-324, epochs=1))
+    assert math.isfinite(state.history[0].train_loss)
 
 
 anything = st.one_of(
-    st.text(st.characters(exclude_categories=()), max_size=40),  # halves of characters too
+    st.text(st.characters(exclude_categories=()), max_size=40),  # surrogates, too
     st.text("0123456789+-_.eE, \u0661\uff11", max_size=12),
     st.integers().map(str),
     st.floats().map(repr),
 )
 
 
-@fault("any text at all", "property-based, every command and option", "taken within its bounds, or refused in one line")
+@fault("arbitrary text", "property-based; every command and option", "accepted within bounds, or refused in one line")
 @pytest.mark.parametrize(("command", "name"), OPTIONS)
 @settings(deadline=None, derandomize=True, database=None, max_examples=30)
 @given(value=anything)
 @example(value="")
 @example(value="9" * 4000)
-def test_any_text(command, name, value):
+def test_arbitrary_text(command, name, value):
     code, taken = parse(command, name, value)
     if code:
         assert_refused(command, name, value)
@@ -207,7 +209,7 @@ def test_any_text(command, name, value):
 
 
 def assert_refused_in_the_store(store, capsys, name: str, *arguments: str) -> None:
-    """By its own command this time: it may have begun a run."""
+    """The command itself refuses the value; it may have started a run."""
     code, line = refused(capsys, *arguments)
     assert code == 2
     assert line.startswith(f"{name} is ")
@@ -215,9 +217,7 @@ def assert_refused_in_the_store(store, capsys, name: str, *arguments: str) -> No
     assert {status for _, status in run_status(store)} <= {"FAILED"}
 
 
-@fault(
-    "a run to resume that there is not", "quotes for SQL, paths, names", "one line that names it; no run; exit code 2"
-)
+@fault("unknown run to resume", "SQL quotes, paths, names", NAMED_NO_RUN)
 @pytest.mark.parametrize(
     "value",
     [
@@ -236,13 +236,13 @@ def assert_refused_in_the_store(store, capsys, name: str, *arguments: str) -> No
         "None",
     ],
 )
-def test_resume(value, store, capsys, tmp_path):
+def test_unknown_run(value, store, capsys, tmp_path):
     assert_refused_in_the_store(store, capsys, "resume", "step2", "--dataset", "digits", "--resume", value)
     assert store.search_runs(["0"]) == []
     assert not (tmp_path / "checkpoints").exists()
 
 
-@fault("a version that there is not", "beside one that there is", "one line that names it; the run FAILED; exit code 2")
+@fault("unknown version", "next to an existing one", NAMED_FAILED)
 @pytest.mark.parametrize(
     "value",
     [
@@ -263,7 +263,7 @@ def test_resume(value, store, capsys, tmp_path):
         "nan",
     ],
 )
-def test_version(value, store, capsys, tmp_path):
+def test_unknown_version(value, store, capsys, tmp_path):
     store.create_registered_model("digits-cnn")
     store.create_model_version("digits-cnn", tmp_path.as_uri())
     assert_refused_in_the_store(
@@ -280,15 +280,13 @@ def image(tmp_path):
     return str(tmp_path / "image.png")
 
 
-@fault(
-    "images that there are not", "no such path, or none that could be", "one line that names it; no run; exit code 2"
-)
+@fault("missing images", "paths that do not exist, impossible paths", NAMED_NO_RUN)
 @pytest.mark.parametrize(
     "value",
     ["nowhere", "nowhere/", "../../nowhere", "empty", "~/nowhere-at-all", "~no-such-user/x", "a" * 300, "a/" * 500,
      "*.png", "http://127.0.0.1:9/x.png", "file:///nowhere.png", "; touch x", "$(touch x)", "'", "é😀", "image.png/x"],
 )  # fmt: skip
-def test_images(value, image, store, capsys, tmp_path):
+def test_missing_images(value, image, store, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     assert_refused_in_the_store(store, capsys, "images", "predict", "--images", value)
     assert store.search_runs(["0"]) == []
@@ -297,7 +295,7 @@ def test_images(value, image, store, capsys, tmp_path):
     }
 
 
-@fault("a model that there is not", "URIs of every bad kind", "one line that names it; the run FAILED")
+@fault("unknown model", "invalid URIs of many kinds", NAMED_FAILED)
 @pytest.mark.parametrize(
     "value",
     ["models:/", "models:/x@", "models:/@x", "models:/mnist-cnn@nobody", "models:/mnist-cnn@champion", "mnist-cnn",
@@ -306,27 +304,25 @@ def test_images(value, image, store, capsys, tmp_path):
      "runs:/", "runs:/nope/model", f"runs:/{'0' * 32}/model", "http://127.0.0.1:9/model", "https://", "s3://nobody/x",
      "abc://x", "nowhere/model", "/dev/null", "file:///nowhere", "$(touch x)", "'", "é", "~"],
 )  # fmt: skip
-def test_model(value, image, store, capsys):
+def test_unknown_model(value, image, store, capsys):
     assert_refused_in_the_store(store, capsys, "model", "predict", "--images", image, "--model", value)
     assert run_status(store) == [("predict", "FAILED")]
 
 
-@fault(
-    "a folder for data that cannot be one", "a file, inside a file, too long", "one line that names it; the run FAILED"
-)
+@fault("invalid data folder", "a file, a path inside a file, too long, an unknown user", NAMED_FAILED)
 @pytest.mark.parametrize("value", ["file", "file/x", "a" * 300, "/dev/null", "~no-such-user/x"])
 @pytest.mark.parametrize(
     "arguments",
     [("step1", "--dataset", "mnist"), ("repeat", "--dataset", "mnist"), ("all", "--dataset", "mnist"),
      ("promote", "--version", "1"), ("rollback",)],
 )  # fmt: skip
-def test_data_dir(arguments, value, store, capsys, tmp_path):
+def test_invalid_data_folder(arguments, value, store, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert_refused_in_the_store(store, capsys, "data_dir", *arguments, "--data_dir", value)
 
 
 @pytest.mark.slow
-@fault("characters that a shell obeys", "`mlflow run -P`", "arrives as it is; nothing is touched; the run FAILED")
+@fault("shell characters", "`mlflow run -P`", "passed on unchanged; nothing is executed; run FAILED")
 @pytest.mark.parametrize(
     ("entry_point", "name", "parameters"),
     [
@@ -345,7 +341,7 @@ def test_data_dir(arguments, value, store, capsys, tmp_path):
         ),
     ],
 )
-def test_a_shell(entry_point, name, parameters, project):
+def test_shell_characters(entry_point, name, parameters, project):
     done = project.mlflow_run(entry_point, **parameters)
     assert done.returncode != 0
     message = f"{name} is {parameters[name]!r}: it takes "
@@ -353,6 +349,6 @@ def test_a_shell(entry_point, name, parameters, project):
     assert "Traceback" not in done.stderr
     latest = project.runs()[0]
     assert latest.info.status == "FAILED"
-    assert latest.data.tags["error"].startswith(message)
+    assert ours(latest.data.tags)["error"].startswith(message)
     assert not (project.folder / "x").exists()
     assert project.client().search_registered_models() == []

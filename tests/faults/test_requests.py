@@ -1,4 +1,4 @@
-"""Requests to the served model that it cannot answer, and many at a time that it can."""
+"""Invalid requests to the served model, and many valid ones at a time."""
 
 import http.client
 import json
@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import mlflow
 import numpy as np
 import pytest
-from test_tracking import track
 
-from benchmarks.programs import server
+from tests.support.programs import server
+from tests.support.tracked import track
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 MODEL = "models:/digits-cnn/1"
@@ -24,17 +24,17 @@ def instances(*images) -> str:
     return json.dumps({"instances": [np.asarray(image).tolist() for image in images]})
 
 
-SHAPE = "(-1, 28, 28)"  # the messages say what would be right
+SHAPE = "(-1, 28, 28)"  # the messages name the expected shape
 BAD = {
     "rows of 27 pixels": (instances(np.zeros((28, 27))), SHAPE),
-    "an image that is in no list": (instances(*IMAGE), SHAPE),
-    "a channel too many": (instances(IMAGE[None]), SHAPE),
-    "rows of different length": (json.dumps({"instances": [[[0] * 28] * 27 + [[0] * 27]]}), "inhomogeneous shape"),
+    "an image outside a list": (instances(*IMAGE), SHAPE),
+    "an additional dimension": (instances(IMAGE[None]), SHAPE),
+    "rows of different lengths": (json.dumps({"instances": [[[0] * 28] * 27 + [[0] * 27]]}), "inhomogeneous shape"),
     "no image": (instances(), SHAPE),
-    "a number for an image": ('{"instances": 5}', SHAPE),
-    "null for the images": ('{"instances": null}', "a single n-dimensional array"),
-    "null for a pixel": (instances(np.full((28, 28), None)), "not 'NoneType'"),
-    "letters for pixels": (instances(np.full((28, 28), "a")), "invalid literal for int()"),
+    "a number instead of images": ('{"instances": 5}', SHAPE),
+    "null instead of images": ('{"instances": null}', "a single n-dimensional array"),
+    "null instead of pixels": (instances(np.full((28, 28), None)), "not 'NoneType'"),
+    "letters instead of pixels": (instances(np.full((28, 28), "a")), "invalid literal for int()"),
     "a pixel of 256": (instances(IMAGE + 256), "256 out of bounds for uint8"),
     "a pixel of -1": (instances(IMAGE - 1), "-1 out of bounds for uint8"),
     "a pixel of 10**30": (instances([[10**30] * 28] * 28), "too large to convert"),
@@ -48,13 +48,13 @@ BAD = {
     "a list": (json.dumps([IMAGE.tolist()]), "Received a list"),
     "an empty body": ("", "valid JSON"),
     "broken JSON": (instances(IMAGE)[:-1], "valid JSON"),
-    "bytes that are no text": (b"\xff\xfe\x00", "valid JSON"),
+    "bytes that are not text": (b"\xff\xfe\x00", "valid JSON"),
 }
 
 
 @pytest.fixture(scope="module")
 def model(empty_database, tmp_path_factory, trained, digits):
-    """The small network, registered, in a store of this module's own."""
+    """The small network, registered in a store of this module."""
     folder = tmp_path_factory.mktemp("served")
     uri = f"sqlite:///{shutil.copy(empty_database, folder)}"
     with pytest.MonkeyPatch.context() as patch:
@@ -68,13 +68,13 @@ def model(empty_database, tmp_path_factory, trained, digits):
 
 @pytest.fixture(scope="module")
 def port(model):
-    """Where it is served."""
+    """The port on which the model is served."""
     with server(["mlflow", "models", "serve", "--model-uri", MODEL, "--env-manager", "local"], os.environ) as port:
         yield port
 
 
 def ask(port, body, kind=JSON, method="POST"):
-    """The status and the text of the answer."""
+    """Send a request; return the status and the text of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     try:
         connection.request(method, "/invocations", body, {"Content-Type": kind} if kind else {})
@@ -90,11 +90,11 @@ def serves(port) -> bool:
 
 
 @pytest.mark.fault(
-    "a request that cannot be answered",
+    "invalid request",
     "wrong shape, type, range, NaN, field, JSON",
-    "a 4xx answer that says what is wrong, and it still serves",
+    "a 4xx answer that says what is wrong; the server keeps serving",
 )
-def test_bad_requests(port, record_property):
+def test_invalid_requests(port, record_property):
     for name, (body, message) in BAD.items():
         status, text = ask(port, body)
         assert (name, status, message in text) == (name, 400, True), text
@@ -103,11 +103,11 @@ def test_bad_requests(port, record_property):
 
 
 @pytest.mark.fault(
-    "a request of another kind",
+    "request of another kind",
     "GET, CSV, Parquet, text, another character set",
-    "a 4xx answer that says what is wrong, and it still serves",
+    "a 4xx answer that says what is wrong; the server keeps serving",
 )
-def test_other_kinds(port, record_property):
+def test_requests_of_another_kind(port, record_property):
     kinds = {
         "text/csv": (400, "Failed to parse input as a Pandas DataFrame"),
         "application/vnd.apache.parquet": (400, "Failed to parse input as a Pandas DataFrame"),
@@ -124,13 +124,13 @@ def test_other_kinds(port, record_property):
 
 
 @pytest.mark.fault(
-    "a request that MLflow's server does not foresee",
-    "no content type, JSON 100,000 levels deep, a number of 5,000 digits, a body that breaks off",
-    "an error answer, MLflow's own 500, and it still serves",
+    "request that MLflow's server does not handle",
+    "no content type, JSON 100,000 levels deep, a number of 5,000 digits, an interrupted body",
+    "an error answer (MLflow's own 500); the server keeps serving",
 )
-def test_what_mlflow_does_not_foresee(port, record_property):
-    # It lets pass what json raises besides JSONDecodeError (RecursionError, ValueError), and a header that is missing,
-    # before it knows of any model. What is promised is no more than that nothing comes of it.
+def test_requests_that_mlflow_does_not_handle(port, record_property):
+    # MLflow does not catch what json raises besides JSONDecodeError (RecursionError, ValueError), nor the error of a
+    # missing header; no code of the model runs before. So only this is promised: the server survives.
     bodies = [(instances(IMAGE), None), ("[" * 100_000, JSON), ('{"instances": %s}' % ("9" * 5000), JSON)]
     for body, kind in bodies:
         assert ask(port, body, kind)[0] >= 400
@@ -143,15 +143,15 @@ def test_what_mlflow_does_not_foresee(port, record_property):
     record_property("times", len(bodies) + 1)
 
 
-@pytest.mark.fault("a body of 100 MB", "text in place of images", "a 4xx answer, and it still serves")
-def test_a_hundred_megabytes(port):
+@pytest.mark.fault("request body of 100 MB", "text instead of images", "a 4xx answer; the server keeps serving")
+def test_large_body(port):
     status, text = ask(port, '{"instances": "%s"}' % ("x" * 100_000_000))
     assert (status, "Failed to convert data" in text) == (400, True)
     assert serves(port)
 
 
-@pytest.mark.fault("200 requests from 16 clients", "all at a time", "each has its own answer")
-def test_many_clients(port, model, digits, record_property):
+@pytest.mark.fault("200 requests from 16 clients", "concurrent", "each client gets its own answers")
+def test_concurrent_clients(port, model, digits, record_property):
     images = digits.test_images.numpy()[:200]
     with ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(lambda image: ask(port, instances(image)), images))
@@ -161,6 +161,6 @@ def test_many_clients(port, model, digits, record_property):
     record_property("times", len(images))
 
 
-def test_what_mlflow_makes_of_fractions(port):
-    """It turns pixels into the model's uint8 before the model can see, and refuse, them: a scale of 0 to 1 is lost."""
+def test_mlflow_truncates_fractional_pixels(port):
+    """MLflow casts pixels to the signature's uint8 before the model could refuse them: a scale of 0 to 1 is lost."""
     assert ask(port, instances(np.full((28, 28), 0.99))) == ask(port, instances(IMAGE))

@@ -1,4 +1,4 @@
-"""A tracking server that goes away: before a run, in the middle of it, and for good."""
+"""A tracking server that is down: before a run, during it, and for good."""
 
 import subprocess
 import sys
@@ -6,9 +6,9 @@ import time
 
 import mlflow
 import pytest
-from conftest import Project
 
-from benchmarks.programs import free_port, server, wait_until
+from tests.support.programs import free_port, server, wait_until
+from tests.support.project import Project
 
 pytestmark = pytest.mark.slow
 EPOCHS = 8
@@ -25,7 +25,7 @@ def project(tmp_path):
 
 
 def served(project):
-    """The project's store behind a server, as long as this lasts."""
+    """Serve the project's store while the returned context is open."""
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1",
         "--backend-store-uri", f"sqlite:///{project.folder / 'served.db'}",
@@ -35,16 +35,16 @@ def served(project):
 
 
 def begin(project):
-    """Start a training, and wait until it has finished two epochs; returns its process."""
-    command = [sys.executable, "-m", "src.run", "step4", *TRAINING]
+    """Start a training, wait until it has finished two epochs, and return its process."""
+    command = [sys.executable, "-m", "drilldown", "step4", *TRAINING]
     process = project.start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     checkpoints = project.folder / "checkpoints"
     wait_until(lambda: list(checkpoints.glob("*/epoch-0002.pt")), seconds=200, for_what="two epochs")
     return process
 
 
-def assert_whole(project, run_id):
-    """The run is finished, with each metric of each epoch, and its model is champion."""
+def assert_complete(project, run_id):
+    """The run is finished, has each metric of each epoch, and its model is champion."""
     client = project.client()
     assert client.get_run(run_id).info.status == "FINISHED"
     for metric in ("train_loss", "test_accuracy", "epoch_seconds"):
@@ -52,9 +52,11 @@ def assert_whole(project, run_id):
     assert client.get_model_version_by_alias("digits-cnn", "champion").run_id == run_id
 
 
-@pytest.mark.fault("the tracking server is not there", "a port where nothing listens", "a clear error, before training")
-def test_a_server_that_is_not_there(project):
-    done = project.command(sys.executable, "-m", "src.run", "step4", *TRAINING)
+@pytest.mark.fault(
+    "tracking server not running", "a port on which nothing listens", "a clear error before training starts"
+)
+def test_server_that_is_not_running(project):
+    done = project.command(sys.executable, "-m", "drilldown", "step4", *TRAINING)
     assert done.returncode == 1
     assert "epoch" not in done.stdout
     assert "Traceback" not in done.stderr
@@ -63,41 +65,41 @@ def test_a_server_that_is_not_there(project):
 
 @pytest.mark.long
 @pytest.mark.fault(
-    "the tracking server is gone for a minute",
-    "it is stopped while a run trains, and started again",
-    "the run waits, and ends with every metric of every epoch",
+    "tracking server down for a minute",
+    "stopped during a training, then started again",
+    "the run waits, and finishes with every metric of every epoch",
 )
-def test_a_server_that_comes_back(project):
+def test_server_that_comes_back(project):
     with served(project):
         process = begin(project)
     time.sleep(60)
     assert process.poll() is None
     with served(project):
-        _, said = process.communicate(timeout=400)
-        assert process.returncode == 0, said
+        _, stderr = process.communicate(timeout=400)
+        assert process.returncode == 0, stderr
         (run,) = project.runs()
-        assert_whole(project, run.info.run_id)
+        assert_complete(project, run.info.run_id)
 
 
 @pytest.mark.long
 @pytest.mark.fault(
-    "the tracking server is gone for good",
-    "it is stopped while a run trains",
-    "a clear error, exit code 1, the state on disk; once the server is back, `resume` ends the run",
+    "tracking server down for good",
+    "stopped during a training",
+    "a clear error, exit code 1, the training state on disk; `resume` finishes the run once the server is back",
 )
-def test_a_server_that_is_gone_for_good(project):
+def test_server_that_stays_down(project):
     project.environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"  # by default a run waits for minutes
     with served(project):
         process = begin(project)
         (run,) = project.runs()
-    shown, said = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "Traceback" not in said
+    assert "Traceback" not in stderr
     run_id = run.info.run_id
-    assert f"the store {project.tracking_uri} is out of reach, and run {run_id} stays open in it" in said
-    assert f"to go on: mlflow run . -e step4 -P resume={run_id}" in shown
+    assert f"the store {project.tracking_uri} is out of reach, and run {run_id} stays open" in stderr
+    assert f"to resume it: mlflow run . -e step4 --env-manager local -P resume={run_id}" in stdout
     with served(project):
-        done = project.command(sys.executable, "-m", "src.run", "step4", "--resume", run_id)
+        done = project.command(sys.executable, "-m", "drilldown", "step4", "--resume", run_id)
         assert done.returncode == 0, done.stderr
-        assert_whole(project, run_id)
+        assert_complete(project, run_id)
     mlflow.set_tracking_uri(None)

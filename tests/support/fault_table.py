@@ -1,14 +1,14 @@
-"""The faults of tests/faults: how often each is tried, and the table of what held (docs/reliability.md)."""
+"""The tests marked `fault`: how often each fault is injected, and the table of the results in docs/reliability.md."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
-from src.lifecycle.provenance import machine
+from drilldown.hardware import processor_name
+from drilldown.steps import ROOT
 
-TABLE = Path(__file__).parents[1] / "docs" / "reliability.md"
+TABLE = ROOT / "docs" / "reliability.md"
 MARK = "<!-- measured: `make faults` writes what follows -->"
 HEAD = "| fault | how it is injected | what is promised | tried | held |\n|---|---|---|---:|---:|\n"
 
@@ -18,13 +18,13 @@ def add_option(parser):
         "--tries",
         type=int,
         default=0,
-        help="inject faults that come at random this often, and the long ones, too",
+        help="inject random faults this often, and also the faults marked `long`",
     )
-    parser.addoption("--write-table", action="store_true", help="write what held to docs/reliability.md")
+    parser.addoption("--write-table", action="store_true", help="write the results to docs/reliability.md")
 
 
 class FaultTable:
-    """A pytest plugin: each test is marked with its fault, how it is injected, and what is promised (a row)."""
+    """A pytest plugin that counts the tests marked fault(kind, injected, promised), one row of the table per mark."""
 
     def __init__(self, config):
         self.tries = config.getoption("--tries")
@@ -32,7 +32,7 @@ class FaultTable:
         self.counts = Counter()
 
     def pytest_generate_tests(self, metafunc):
-        """A test that asks for `attempt` is made so many times, each with another seed of its randomness."""
+        """Repeat a test with the argument `attempt`, the seed of its random numbers, as often as `--tries` says."""
         if "attempt" in metafunc.fixturenames:
             metafunc.parametrize("attempt", range(self.tries or 1))
 
@@ -49,7 +49,7 @@ class FaultTable:
     def pytest_runtest_logreport(self, report):
         properties = dict(report.user_properties)
         if "fault" in properties and (report.when == "call" or (report.when == "setup" and not report.passed)):
-            times = properties.get("times", 1)  # a test may try many at once: record_property("times", n)
+            times = properties.get("times", 1)  # a test may inject several: record_property("times", n)
             row = tuple(properties["fault"])
             self.counts[row, "tried"] += 0 if report.skipped else times
             self.counts[row, "held"] += times * report.passed
@@ -61,5 +61,5 @@ class FaultTable:
                 f"| {' | '.join(row)} | {self.counts[row, 'tried']} | {self.counts[row, 'held']} |" for row in rows
             ]
             before = TABLE.read_text().partition(MARK)[0]
-            measured = f"Measured on {machine(torch.device('cpu'))}.\n\n"
+            measured = f"Measured on {processor_name(torch.device('cpu'))}.\n\n"
             TABLE.write_text(f"{before}{MARK}\n\n{measured}{HEAD}" + "\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Other programs, in benchmarks and in tests: found, waited for, ended."""
+"""Other programs that benchmarks and tests start: find them, wait for them, end them."""
 
 import os
 import signal
@@ -17,15 +17,15 @@ Answer = TypeVar("Answer")
 
 
 def with_programs(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with this interpreter's own programs (mlflow, python, …) first on the PATH."""
+    """Return the environment with this interpreter's programs (mlflow, python, …) first on the PATH."""
     return {**environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"}
 
 
-def wait_until(found: Callable[[], Answer], *, seconds: float, for_what: str) -> Answer:
-    """Ask again and again, until the answer is true, and return it. Raises TimeoutError when the time is over."""
-    last = time.monotonic() + seconds
-    while not (answer := found()):
-        if time.monotonic() > last:
+def wait_until(condition: Callable[[], Answer], *, seconds: float, for_what: str) -> Answer:
+    """Call the condition until its answer is true, and return the answer. Raises TimeoutError after so many seconds."""
+    end = time.monotonic() + seconds
+    while not (answer := condition()):
+        if time.monotonic() > end:
             raise TimeoutError(f"{for_what}: not within {seconds} s")
         time.sleep(0.1)
     return answer
@@ -33,7 +33,7 @@ def wait_until(found: Callable[[], Answer], *, seconds: float, for_what: str) ->
 
 @contextmanager
 def server(command: Sequence[str], environment: Mapping[str, str], port: int | None = None) -> Iterator[int]:
-    """Run the command with a port, by default a free one, added to it; yields it when it answers, and ends it."""
+    """Run the command with `--port` (by default a free one) added; yield the port once it answers; end the command."""
     port = port or free_port()
     process = subprocess.Popen(
         [*command, "--port", str(port)],
@@ -52,16 +52,16 @@ def server(command: Sequence[str], environment: Mapping[str, str], port: int | N
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a port on which nothing listens."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
 def wait_for(port: int, process: subprocess.Popen) -> None:
-    """Until something answers on the port, be it that it finds nothing there.
+    """Wait until an HTTP server answers on the port; any status counts.
 
-    Raises: RuntimeError when the process ends before, TimeoutError when the time is over.
+    Raises: RuntimeError when the process ends before, TimeoutError after two minutes.
     """
 
     def answers() -> bool:
