@@ -1,4 +1,4 @@
-"""Step 3: overfitting addressed.
+"""Step 3: less overfitting.
 
 Target: Close the gap between training and test accuracy, and reach 99.4 % in some epochs.
 
@@ -6,10 +6,10 @@ Result: 99.40 ± 0.05 % of the test images at the end, best epoch 99.46 ± 0.06 
 3.0 ± 2.6 of 20 epochs at or above 99.4 %; 3 seeds, 6.5 s an epoch by 2 threads on 2 × Intel(R) Xeon(R) Processor, torch
 2.14.1.
 
-Analysis: With batch normalisation, in batches of 64, the training starts at once; with dropout and rotated images it
-can no longer learn its images by heart, so its training accuracy stays below its test accuracy. Single epochs reach
-the target, but they come and go: at a constant learning rate the weights keep jumping about the optimum. The next step
-calms the last epochs.
+Analysis: Batch normalization, in batches of 64, makes the training start at once. Dropout and rotated images keep the
+network from memorizing its images, so that its training accuracy stays below its test accuracy. Some epochs reach the
+target and the next ones miss it: at a constant learning rate the weights keep moving around the optimum. The next step
+makes the last epochs stable.
 
 Run: make step3
 """
