@@ -7,13 +7,13 @@ import shutil
 import mlflow
 import pytest
 import torch
+from tests.support.networks import train_small
 
 from drilldown.errors import DataError
 from drilldown.learning import data, download
 from drilldown.steps import ROOT
 from drilldown.tracking import store as tracking_store
 from tests.support import fault_table
-from tests.support.networks import train_small
 from tests.support.project import NOWHERE, Project
 
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
@@ -25,7 +25,7 @@ SHARED_MNIST = ROOT.parent / "shared" / "mnist"
 if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves as mirror
     os.environ.setdefault("MNIST_MIRROR", SHARED_MNIST.as_uri() + "/")
 
-SLOWEST = ("test_readme", "test_lifecycle", "test_side_by_side", "test_nested", "test_registry")
+SLOWEST = ("test_documented_commands", "test_lifecycle", "test_side_by_side", "test_nested", "test_registry")
 
 
 pytest_addoption = fault_table.add_option

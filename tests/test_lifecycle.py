@@ -9,11 +9,12 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from conftest import Project
 from PIL import Image
 
 from benchmarks import written
-from benchmarks.programs import wait_until
+from drilldown.tracking.tags import ours
+from tests.support.programs import wait_until
+from tests.support.project import Project
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ def test_train_gate_register_verify(project, trained):
     aliases = client.get_registered_model("digits-cnn").aliases
     assert {alias: str(version) for alias, version in aliases.items()} == {"challenger": "1", "champion": "1"}
     mlflow.set_tracking_uri(project.tracking_uri)
-    found = mlflow.search_logged_models(filter_string="metrics.streak_accuracy >= 97", output_format="list")
+    found = mlflow.search_logged_models(filter_string="metrics.min_accuracy_last_k >= 97", output_format="list")
     assert len(found) == 1
     assert found[0].source_run_id == run.info.run_id
 
@@ -51,7 +52,7 @@ def test_the_champion_answers_from_any_folder(project, trained, tmp_path, digits
     np.save(tmp_path / "images.npy", digits.test_images.numpy())
     code = """
 import sys, numpy, mlflow.pyfunc
-assert not any(name.startswith(("src", "steps")) for name in sys.modules)
+assert not any(name.startswith(("drilldown", "steps")) for name in sys.modules)
 model = mlflow.pyfunc.load_model("models:/digits-cnn@champion")
 numpy.save("answers.npy", model.predict(numpy.load("images.npy")))
 """
@@ -79,13 +80,13 @@ def test_predict_labels_image_files(project, trained, tmp_path, digits):
     done = project.mlflow_run("predict", images=folder, model="models:/digits-cnn@champion")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if ".png" in line]
-    said = [int(line.split(".png")[1].split()[0]) for line in lines]
-    right = sum(guess == label for guess, label in zip(said, digits.test_labels[:12].tolist(), strict=True))
+    answers = [int(line.split(".png")[1].split()[0]) for line in lines]
+    right = sum(guess == label for guess, label in zip(answers, digits.test_labels[:12].tolist(), strict=True))
     assert right >= 11
     run = project.runs()[0]
     assert (run.info.run_name, run.info.status) == ("predict", "FINISHED")
     assert run.data.metrics["predicted"] == 12
-    assert run.data.tags["model"] == "models:/digits-cnn@champion"
+    assert ours(run.data.tags)["model"] == "models:/digits-cnn@champion"
 
 
 def test_a_missed_target_is_a_finished_run_with_nothing_registered(project, trained):
@@ -95,8 +96,8 @@ def test_a_missed_target_is_a_finished_run_with_nothing_registered(project, trai
     assert "nothing registered" in done.stdout
     run = project.runs()[0]
     assert (run.info.run_name, run.info.status) == ("step2 seed 5", "FINISHED")
-    assert run.data.tags["gate"] == "failed"
-    assert "streak_accuracy" in run.data.tags["gate.reason"]
+    assert ours(run.data.tags)["gate"] == "failed"
+    assert "min_accuracy_last_k" in ours(run.data.tags)["gate.reason"]
     kept = json.loads(Path(project.client().download_artifacts(run.info.run_id, "gate.json")).read_text())
     assert kept["passed"] is False
     assert len(project.client().search_model_versions("name = 'digits-cnn'")) == 1
@@ -116,11 +117,13 @@ def test_a_bad_parameter_is_a_failed_run(project, trained, parameters, message):
     assert "Traceback" not in done.stderr
     run = project.runs()[0]
     assert run.info.status == "FAILED"
-    assert message in f"error: {run.data.tags['error']}"
+    assert message in f"error: {ours(run.data.tags)['error']}"
 
 
-def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(project, trained):
-    process = project.start(sys.executable, "-m", "src.run", "step4", "--dataset", "digits", "--seed", "0")
+def test_a_killed_run_is_resumed_and_ends_as_an_uninterrupted_one(project, trained):
+    project.environment["PYTHONPATH"] = str(project.folder / "src")  # this process's environment has the original's
+    process = project.start(sys.executable, "-m", "drilldown", "step4", "--dataset", "digits", "--seed", "0")
+    del project.environment["PYTHONPATH"]
     checkpoints = project.folder / "checkpoints"
     wait_until(lambda: list(checkpoints.glob("*/epoch-0004.pt")), seconds=120, for_what="the fourth epoch")
     process.kill()
@@ -128,7 +131,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(project, trained):
     (state,) = checkpoints.iterdir()
     done = project.mlflow_run("step4", resume=state.name)
     assert done.returncode == 0, done.stderr
-    assert "goes on after epoch" in done.stdout
+    assert "resumes after epoch" in done.stdout
     (whole,) = (  # the one that `trained` made: only `mlflow run` logs the dataset that was asked for
         run
         for run in project.runs()
@@ -163,7 +166,7 @@ def test_two_epochs_of_step4_on_mnist(mnist, project):
     assert done.returncode == 0, done.stderr
     run = project.runs()[0]
     assert run.data.metrics["final_test_accuracy"] >= 98.5
-    assert run.data.tags["gate"] == "failed"  # two epochs are not five
+    assert ours(run.data.tags)["gate"] == "failed"  # two epochs are not five
     assert run.data.params["run.dataset"] == "mnist"
     mlflow.set_tracking_uri(project.tracking_uri)
     model = mlflow.pyfunc.load_model(f"models:/{run.outputs.model_outputs[0].model_id}")

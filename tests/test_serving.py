@@ -10,10 +10,10 @@ import urllib.request
 import mlflow
 import numpy as np
 import pytest
-from test_tracking import track
+from drilldown.registry import registry
 
-from benchmarks.programs import server
-from src.lifecycle import registry
+from tests.support.programs import server
+from tests.support.tracked import track
 
 pytestmark = pytest.mark.slow
 MODEL = "models:/digits-cnn@champion"

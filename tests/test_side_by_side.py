@@ -9,8 +9,9 @@ from urllib.parse import quote
 
 import pytest
 
-from benchmarks.programs import server
-from src.commands import STEPS
+from drilldown.steps import STEP_NAMES
+from drilldown.tracking.tags import ours
+from tests.support.programs import server
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -36,16 +37,16 @@ def test_all_are_nested_and_compared(project, trained):
     parent = newest(project, "all")
     assert parent.info.status == "FINISHED"
     nested = [run for run in project.runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert [run.info.run_name for run in nested] == [f"{step} seed 0" for step in reversed(STEPS)]
+    assert [run.info.run_name for run in nested] == [f"{step} seed 0" for step in reversed(STEP_NAMES)]
     assert {run.info.status for run in nested} == {"FINISHED"}
     kept = {file.path for file in project.client().list_artifacts(parent.info.run_id)}
     assert kept == {"compare.md", "compare.html", "compare.csv", "compare.png"}
     table = comparison(project, parent)
     for run in nested:
-        step, accuracy = run.data.tags["step"], run.data.metrics["final_test_accuracy"]
+        step, accuracy = ours(run.data.tags)["step"], run.data.metrics["final_test_accuracy"]
         assert f"| {step} | {run.data.metrics['parameters']:,.0f} | 1 | 1 | {accuracy:.2f} |" in table
         assert f"{step}: {run.data.metrics['parameters']:,.0f} parameters, final {accuracy:.2f} %" in trained.stdout
-    assert trained.stdout.count("epoch  1/1") == len(STEPS)  # what the steps print is shown
+    assert trained.stdout.count("epoch  1/1") == len(STEP_NAMES)  # what the steps print is shown
 
 
 def test_again_they_are_reused_and_one_that_fails_is_missing(project, trained):
@@ -55,18 +56,18 @@ def test_again_they_are_reused_and_one_that_fails_is_missing(project, trained):
     done = project.mlflow_run("all", dataset="digits", epochs=1)
     step2.write_text(text)
     assert done.returncode != 0
-    others = [step for step in STEPS if step != "step2"]
+    others = [step for step in STEP_NAMES if step != "step2"]
     assert [line.split(":")[0] for line in done.stdout.splitlines() if line.endswith("(reused)")] == [
         f"{step} seed 0" for step in others
     ]
-    message = f"1 of {len(STEPS)} runs failed, the first of them step2 seed 0: ZeroDivisionError: division by zero"
+    message = f"1 of {len(STEP_NAMES)} runs failed, the first of them step2 seed 0: ZeroDivisionError: division by zero"
     assert f"error: {message}" in done.stderr
     parent = newest(project, "all")
-    assert (parent.info.status, parent.data.tags["error"]) == ("FAILED", message)
+    assert (parent.info.status, ours(parent.data.tags)["error"]) == ("FAILED", message)
     assert "step2: no finished run" in done.stdout
     assert "in <lambda>" in done.stderr  # the whole of what it said
     assert "step2 is missing here: its run failed: ZeroDivisionError: division by zero." in comparison(project, parent)
-    assert len(parent.data.tags["reused"].split()) == len(others)
+    assert len(ours(parent.data.tags)["reused"].split()) == len(others)
     assert "| step2 | – | 0 | – | no finished run |" in comparison(project, parent)
     failed = newest(project, "step2 seed 0")
     assert (failed.info.status, failed.data.tags["mlflow.parentRunId"]) == ("FAILED", parent.info.run_id)
@@ -78,9 +79,9 @@ def test_a_step_that_cannot_be_imported_fails_alone(project, trained):
     done = project.mlflow_run("all", dataset="digits", epochs=1)
     broken.unlink()
     assert done.returncode != 0
-    assert done.stdout.count("(reused)") == len(STEPS)
+    assert done.stdout.count("(reused)") == len(STEP_NAMES)
     message = (
-        f"1 of {len(STEPS) + 1} runs failed, the first of them broken seed 0: ModuleNotFoundError: No module named"
+        f"1 of {len(STEP_NAMES) + 1} runs failed, the first of them broken seed 0: ModuleNotFoundError: No module named"
     )
     assert message in done.stderr
 
@@ -90,7 +91,7 @@ def test_compare_by_itself(project, trained):
     assert done.returncode == 0, done.stderr
     assert "step4: 7,364 parameters, final" in done.stdout
     run = newest(project, "compare")
-    assert run.data.tags["compare"] == "digits"  # there is no run on MNIST
+    assert ours(run.data.tags)["compare"] == "digits"  # there is no run on MNIST
     table = comparison(project, run)  # of the newest finished runs, as at first
     assert "missing" not in table
     assert table == comparison(project, [run for run in project.runs() if run.info.run_name == "all"][-1])
@@ -111,12 +112,13 @@ def shown(url: str, profile: Path) -> str:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
 def test_the_ui_shows_them_side_by_side(project, trained, tmp_path):
-    runs = [run for run in project.runs() if run.data.tags.get("step") and run.info.status == "FINISHED"]
-    assert sorted(run.data.tags["step"] for run in runs) == list(STEPS)
+    runs = [run for run in project.runs() if ours(run.data.tags).get("step") and run.info.status == "FINISHED"]
+    assert sorted(ours(run.data.tags)["step"] for run in runs) == list(STEP_NAMES)
     ids = quote("[" + ",".join(f'"{run.info.run_id}"' for run in runs) + "]")
+    (experiment,) = {run.info.experiment_id for run in runs}
     command = ["mlflow", "ui", "--workers", "1", "--backend-store-uri", project.tracking_uri]
     with server(command, project.environment) as port:
-        text = shown(f"http://127.0.0.1:{port}/#/compare-runs?runs={ids}&experiments=[%220%22]", tmp_path)
+        text = shown(f"http://127.0.0.1:{port}/#/compare-runs?runs={ids}&experiments=[%22{experiment}%22]", tmp_path)
     for run in runs:
         assert run.info.run_name in text
         for name in ("recipe.lr", "recipe.batch_size", "recipe.schedule"):

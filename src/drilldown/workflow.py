@@ -282,7 +282,7 @@ def _change_champion(
 ) -> None:
     """Change the champion in a run of its own, and print the champion's history."""
     with runs.run(f"{name} {model}", {name: model}):
-        done = change(data.load(registry.dataset_name(model), data_dir or None))
+        done = change(data.load(model.removesuffix("-cnn"), data_dir or None))
         click.echo(done.details)
         for entry in registry.champion_history(model):
             click.echo(entry)

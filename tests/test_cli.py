@@ -1,13 +1,20 @@
 """The command line: every bad value is one line that names the parameter, what it got and what it takes."""
 
+import os
+import subprocess
+import sys
+
 import mlflow
 import pytest
 import torch
 from filelock import FileLock
 
-from src import commands, process, run
-from src.learning import data
-from src.lifecycle.store import turn
+from drilldown import __main__, cli, process, workflow
+from drilldown.learning import data
+from drilldown.steps import ROOT
+from drilldown.tracking import runs
+from drilldown.tracking.store import store_lock
+from drilldown.tracking.tags import ours
 
 BAD = [
     ("seed", "-1", "seed is -1: it takes a whole number at least 0"),
@@ -37,6 +44,7 @@ BAD = [
     ("target", "101", "target is 101.0: it takes a number at least 0 and at most 100"),
     ("target", "high", "target is 'high': it takes a number at least 0 and at most 100"),
     ("target", "nan", "target is nan: it takes a number at least 0 and at most 100"),
+    ("engine", "gpu", "'--engine': 'gpu' is not one of 'auto', 'numba', 'torch'"),
     ("x", "y", "x is no parameter of step2: it takes seed, validation, dataset, data_dir, epochs, batch_size, lr"),
 ]
 
@@ -44,7 +52,7 @@ BAD = [
 def refused(capsys, *arguments):
     """The exit code and the one line of an error."""
     with pytest.raises(SystemExit) as stopped:
-        run.main(list(arguments))
+        __main__.main(list(arguments))
     printed = capsys.readouterr().err.strip()  # click ends the line of a ^C
     assert printed.startswith("error: ")
     assert "\n" not in printed
@@ -99,7 +107,7 @@ def test_a_password_in_the_stores_address_is_not_shown(store, capsys, tmp_path):
     assert code == 1
     assert "MLFLOW_TRACKING_URI is 'http://127.0.0.1:9': the store there does not answer" in line
     assert "secret" not in line
-    with turn("registry"):
+    with store_lock("registry"):
         assert not [file for file in tmp_path.rglob("*") if "secret" in file.name]
 
 
@@ -115,11 +123,11 @@ def test_a_damaged_file_fails_the_run(store, capsys, tmp_path):
 
 
 def test_too_little_memory(store, capsys, monkeypatch):
-    monkeypatch.setattr(commands.train, "start", lambda *_: torch.empty(2**50))
+    monkeypatch.setattr(workflow.train, "init_state", lambda *_: torch.empty(2**50))
     code, line = refused(capsys, "step2", "--dataset", "digits")
     assert code == 1
-    assert line.startswith("there is not enough memory: ")
-    assert line.endswith("a smaller batch_size takes less")
+    assert line.startswith("out of memory: ")
+    assert line.endswith("a smaller batch_size needs less")
     assert run_status(store) == [("step2 seed 0", "FAILED")]
 
 
@@ -156,7 +164,7 @@ NOT_RESUMED = pytest.mark.fault(
 def test_a_run_that_cannot_be_resumed(store, capsys):
     assert refused(capsys, "step2", "--resume", "no-run")[0] == 2
     assert store.search_runs(["0"]) == []
-    with commands.tracking.run("step3 seed 0", {"step": "step3"}) as other:
+    with runs.run("step3 seed 0", {"step": "step3"}) as other:
         pass
     code, line = refused(capsys, "step2", "--resume", other)
     assert code == 2
@@ -174,29 +182,29 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(commands.train, "fit", killed)
+        patch.setattr(workflow.train, "fit", killed)
         refused(capsys, "step2", "--dataset", "digits")
     (begun,) = store.search_runs(["0"])
     code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
-    assert (code, line) == (1, f"there is no saved state in {commands.CHECKPOINTS / begun.info.run_id}")
+    assert (code, line) == (1, f"there is no saved state in {workflow.CHECKPOINTS / begun.info.run_id}")
     code, line = refused(capsys, "step2", "--lr", "0.3", "--resume", begun.info.run_id)
     assert (code, line) == (2, "lr is 0.3: the run that is resumed has 0.01")
-    code_digest = begun.data.tags["code.digest"]
-    store.set_tag(begun.info.run_id, "code.digest", "another")
+    code_digest = ours(begun.data.tags)["code.digest"]
+    store.set_tag(begun.info.run_id, "drilldown.code.digest", "another")
     code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
     assert code == 2
     assert "that run's code.digest is another, now it is" in line
-    store.set_tag(begun.info.run_id, "code.digest", code_digest)
-    folder = commands.CHECKPOINTS / begun.info.run_id
-    with commands.checkpoint.hold(folder):
+    store.set_tag(begun.info.run_id, "drilldown.code.digest", code_digest)
+    folder = workflow.CHECKPOINTS / begun.info.run_id
+    with workflow.checkpoint.lock(folder):
         (folder / "epoch-0001.pt").write_bytes(b"")
         code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
     assert (code, line) == (2, f"resume is {begun.info.run_id!r}: that run is being trained by another process")
     after = store.get_run(begun.info.run_id)  # what was refused has not touched the run
-    assert (after.info.status, after.data.tags["error"]) == ("KILLED", "KeyboardInterrupt")
+    assert (after.info.status, ours(after.data.tags)["error"]) == ("KILLED", "KeyboardInterrupt")
     store.update_run(begun.info.run_id, "RUNNING")
-    with FileLock(process.SIGNS.absolute() / "another"):
-        store.set_tag(begun.info.run_id, "process", process.sign_of("another"))
+    with FileLock(process.LIVENESS_FOLDER.absolute() / "another"):
+        store.set_tag(begun.info.run_id, "drilldown.process", process.lock_name("another"))
         code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
     assert code == 2
     assert line.endswith("and that run is being trained by another process")
@@ -205,9 +213,9 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
 
 def test_a_predict_that_can_read_nothing_is_a_failed_run(store, tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.png").write_text("not a picture")
-    monkeypatch.setattr(commands.predict, "load", lambda _: (None, {}))
+    monkeypatch.setattr(workflow.predict, "load", lambda _: (None, {}))
     with pytest.raises(SystemExit) as stopped:
-        run.main(["predict", "--images", str(tmp_path)])
+        __main__.main(["predict", "--images", str(tmp_path)])
     printed = capsys.readouterr().err
     assert stopped.value.code == 1
     assert "broken.png  left out: cannot identify image file" in printed
@@ -233,14 +241,51 @@ def test_an_interrupted_run_is_killed(store, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands.train, "fit", interrupted)
+    monkeypatch.setattr(workflow.train, "fit", interrupted)
     code, line = refused(capsys, "step2", "--dataset", "digits")
     assert (code, line) == (130, "interrupted")
     assert run_status(store) == [("step2 seed 0", "KILLED")]
 
 
 def test_the_help_names_every_parameter(capsys):
-    commands.cli.main(["step4", "--help"], standalone_mode=False)
+    cli.cli.main(["step4", "--help"], standalone_mode=False)
     shown = capsys.readouterr().out
-    for option in commands.cli.commands["step4"].params:
+    for option in cli.cli.commands["step4"].params:
         assert f"--{option.name}" in shown
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["step4", "--help"], ["step4", "--epochs", "abc"], ["step9"]])
+def test_help_and_a_refused_parameter_import_nothing_heavy(arguments):
+    code = f"""
+import sys
+from drilldown import __main__
+try:
+    __main__.main({arguments})
+except SystemExit:
+    pass
+print(*sorted({{"torch", "mlflow", "numpy", "numba", "pandas", "matplotlib"}} & set(sys.modules)), file=sys.stderr)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment["PYTHONPATH"] = str(ROOT / "src")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == ""
+
+
+def test_the_engine_that_auto_falls_back_to_is_said_with_the_reason(store, capsys, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workflow.train, "fit", killed)
+    with pytest.raises(SystemExit):
+        __main__.main(["step1", "--dataset", "digits"])
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("engine: torch, because Conv2d(1, 32, kernel_size=(3, 3)")
+    (run,) = store.search_runs(["0"])
+    assert run.data.params["run.engine"] == "torch"
+
+
+def test_an_engine_that_the_network_cannot_use_is_refused(store, capsys):
+    code, line = refused(capsys, "step1", "--engine", "numba", "--dataset", "digits")
+    assert code == 2
+    assert line.startswith("engine is 'numba': it takes auto or torch for this network: Conv2d(1, 32,")
+    assert store.search_runs(["0"]) == []

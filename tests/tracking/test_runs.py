@@ -1,4 +1,4 @@
-"""What is written to the store is what happened."""
+"""The store holds what happened."""
 
 import contextlib
 import io
@@ -8,33 +8,15 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import SMALL_RECIPE, at_once, watch_turns
 
-from src import process
-from src.learning.evaluate import evaluate
-from src.learning.recipe import Target
-from src.lifecycle import gate, tracking
-from src.lifecycle.store import note_error
-
-TARGET = Target(accuracy=90.0)
-
-
-def track(trained, dataset, seed=7):
-    """Write the small network's training as a run; returns the run's id, its verdict and its model."""
-    evaluation = evaluate(trained.result, dataset.test_images, dataset.test_labels)
-    verdict = gate.judge(trained.history, trained.classifier.parameters_count, TARGET)
-    with tracking.run("small seed 7", {"step": "small"}) as run_id:
-        cpu = torch.device("cpu")
-        same = {"dataset.digest": dataset.digest, "code.digest": "c0de"}
-        tracking.log_start(same, trained.classifier, SMALL_RECIPE, TARGET, dataset, seed, cpu)
-        for row in trained.history:
-            tracking.log_epoch(row)
-        model = tracking.log_end(
-            classifier=trained.result, history=trained.history, evaluation=evaluation, verdict=verdict, target=TARGET,
-            dataset=dataset, report="# a report",
-        )  # fmt: skip
-    return run_id, verdict, model, evaluation
+from drilldown import process
+from drilldown.learning.evaluate import evaluate
+from drilldown.reporting import gate
+from drilldown.tracking import export, runs
+from drilldown.tracking.store import note_error
+from drilldown.tracking.tags import ours
+from tests.support.concurrency import at_once, watch_turns
+from tests.support.tracked import GOAL, track
 
 
 @pytest.fixture
@@ -42,10 +24,10 @@ def tracked(store, trained, digits):
     return track(trained, digits)
 
 
-def test_runs_that_bring_the_same_dataset_at_once_take_turns(store, digits, monkeypatch):
+def test_runs_that_log_the_same_dataset_at_once_take_turns(store, digits, monkeypatch):
     def begin():
         with mlflow.start_run():
-            tracking.log_dataset(digits)
+            runs.log_dataset(digits)
 
     together, met = watch_turns(monkeypatch, mlflow, "log_input")
     at_once(begin, begin)
@@ -65,19 +47,22 @@ def test_a_whole_run(store, trained, digits, tracked):
     assert params["recipe.schedule"] == "one-cycle"
     assert params["target.accuracy"] == "90.0"
     assert (params["run.seed"], params["run.dataset"], params["run.validation"]) == ("7", "digits", "0")
+    assert params["run.engine"] == "torch"
 
+    rows = [row.named("test") for row in trained.history]
     for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate", "epoch_seconds"):
         logged = {entry.step: entry.value for entry in store.get_metric_history(run_id, name)}
-        assert logged == {row["epoch"]: row[name] for row in trained.history}
+        assert logged == {row["epoch"]: row[name] for row in rows}
     metrics = run.data.metrics
-    accuracies = [row["test_accuracy"] for row in trained.history]
+    accuracies = [row.eval_accuracy for row in trained.history]
     assert metrics["final_test_accuracy"] == accuracies[-1] == evaluation.accuracy
     assert metrics["best_test_accuracy"] == max(accuracies)
-    assert metrics["streak_accuracy"] == min(accuracies)
+    assert metrics["min_accuracy_last_k"] == min(accuracies)
     assert metrics["epochs_at_target"] == sum(accuracy >= 90 for accuracy in accuracies)
-    assert metrics["parameters"] == trained.classifier.parameters_count
+    assert metrics["parameters"] == trained.classifier.num_parameters
 
-    tags = run.data.tags
+    assert {name for name in run.data.tags if not name.startswith(("mlflow.", "drilldown."))} == set()
+    tags = ours(run.data.tags)
     assert (tags["step"], tags["dataset.digest"]) == ("small", digits.digest)
     assert tags["gate"] == ("passed" if verdict.passed else "failed")
     assert tags["gate.reason"] == "; ".join(verdict.reasons)
@@ -101,10 +86,10 @@ def test_a_whole_run(store, trained, digits, tracked):
     assert {entry.digest for entry in inputs.values()} == {digits.digest}
 
     found = mlflow.search_logged_models(
-        filter_string=f"metrics.streak_accuracy >= {min(accuracies)}", output_format="list"
+        filter_string=f"metrics.min_accuracy_last_k >= {min(accuracies)}", output_format="list"
     )
     assert [entry.model_id for entry in found] == [model.model_id]
-    too_much = f"metrics.streak_accuracy >= {min(accuracies) + 0.01}"
+    too_much = f"metrics.min_accuracy_last_k >= {min(accuracies) + 0.01}"
     assert mlflow.search_logged_models(filter_string=too_much, output_format="list") == []
 
     loaded = mlflow.pyfunc.load_model(model.model_uri)
@@ -116,29 +101,26 @@ def test_a_whole_run(store, trained, digits, tracked):
     for wrong in (np.zeros((28, 28), np.uint8), np.zeros((1, 27, 28), np.uint8), np.zeros((1, 28, 28), np.float32)):
         with pytest.raises(mlflow.MlflowException, match="Failed to enforce schema"):
             loaded.predict(wrong)
-    assert loaded.metadata.signature == tracking.SIGNATURE
+    assert loaded.metadata.signature == export.SIGNATURE
 
 
-def test_a_figure_of_the_validation_slice_never_goes_by_a_test_figures_name(store, trained, digits, monkeypatch):
+def test_a_figure_of_the_validation_slice_never_has_a_test_figures_name(store, trained, digits, monkeypatch):
     held = digits.hold_out(100)
-    history = [{key.replace("test_", "validation_"): value for key, value in row.items()} for row in trained.history]
     logged = {}
-    monkeypatch.setattr(tracking.mlflow, "log_metrics", lambda metrics, **_: logged.update(metrics))
-    monkeypatch.setattr(tracking, "log_model", lambda *_: type("Info", (), {"model_id": "m-0"}))
-    evaluation = evaluate(trained.result, held.test_images, held.test_labels)
-    with tracking.run("x", {}):
-        tracking.log_end(
-            classifier=trained.result, history=history, evaluation=evaluation,
-            verdict=gate.judge(history, 1, TARGET), target=TARGET, dataset=held, report="",
-        )  # fmt: skip
+    monkeypatch.setattr(runs.mlflow, "log_metrics", lambda metrics, **_: logged.update(metrics))
+    monkeypatch.setattr(export, "log_model", lambda *_: type("Info", (), {"model_id": "m-0"}))
+    evaluation = evaluate(trained.eval_model, held.test_images, held.test_labels)
+    verdict = gate.judge([row.eval_accuracy for row in trained.history], held.split, 1, GOAL)
+    with runs.run("x", {}):
+        runs.log_end(trained, evaluation, verdict, GOAL, held, "")
     assert set(logged) == {
         "final_validation_accuracy", "best_validation_accuracy", "validation_epochs_at_target",
-        "validation_streak_accuracy", "parameters",
+        "validation_min_accuracy_last_k", "parameters",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "message"),
     [
         (ValueError("no\ngood"), "FAILED", "no good"),
         (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt"),
@@ -146,29 +128,48 @@ def test_a_figure_of_the_validation_slice_never_goes_by_a_test_figures_name(stor
         (None, "FINISHED", None),
     ],
 )
-def test_a_run_ends_as_it_truly_did(store, error, status, said):
+def test_a_run_has_the_status_of_how_it_ended(store, error, status, message):
     expected = pytest.raises(type(error)) if error else contextlib.nullcontext()
-    with expected, tracking.run("doomed", {}) as run_id:
+    with expected, runs.run("doomed", {}) as run_id:
         if error:
             raise error
     run = store.get_run(run_id)
-    assert (run.info.status, run.data.tags.get("error")) == (status, said)
+    assert (run.info.status, ours(run.data.tags).get("error")) == (status, message)
 
 
 def test_the_run_that_mlflow_run_opened_is_taken_over(store, monkeypatch):
     opened = store.create_run("0", run_name="random-name")
     monkeypatch.setenv("MLFLOW_RUN_ID", opened.info.run_id)
     note_error("what was wrong")
-    assert store.get_run(opened.info.run_id).data.tags["error"] == "what was wrong"
-    with tracking.run("step4 seed 0", {"step": "step4"}) as run_id:
+    assert ours(store.get_run(opened.info.run_id).data.tags)["error"] == "what was wrong"
+    with runs.run("step4 seed 0", {"step": "step4"}) as run_id:
         assert run_id == opened.info.run_id
     run = store.get_run(run_id)
     assert run.info.run_name == "step4 seed 0"
-    assert "error" not in run.data.tags  # it went on, and well
+    assert "error" not in ours(run.data.tags)  # it went on, and well
 
 
-def test_a_models_requirements_are_the_pinned_ones():
-    requirements = tracking.model_requirements()
-    pinned = tracking.REQUIREMENTS.read_text().split()
-    assert [line.partition("==")[0] for line in requirements] == sorted(tracking.MODEL_PACKAGES)
-    assert all(line in pinned for line in requirements)
+def test_finished_runs_are_those_on_the_test_images_of_both_editions(store):
+    """Version 0.1.0 wrote its tags without a prefix."""
+
+    def add(validation="0", status="FINISHED", **tags):
+        run = store.create_run("0", tags={name.replace("_", "."): value for name, value in tags.items()})
+        store.log_param(run.info.run_id, "run.validation", validation)
+        store.log_param(run.info.run_id, "run.dataset", "mnist")
+        store.set_terminated(run.info.run_id, status)
+        return run.info.run_id
+
+    old = add(step="step4", dataset_digest="d1")
+    new = add(drilldown_step="step4", drilldown_dataset_digest="d1")
+    other_data = add(drilldown_step="step4", drilldown_dataset_digest="d2")
+    other_step = add(drilldown_step="step3", drilldown_dataset_digest="d1")
+    add(validation="5000", drilldown_step="step4", drilldown_dataset_digest="d1")
+    add(status="FAILED", drilldown_step="step4", drilldown_dataset_digest="d1")
+
+    def found(**wanted):
+        return {run.info.run_id for run in runs.finished_runs(**wanted)}
+
+    assert found() == {old, new, other_data, other_step}
+    assert found(step="step4", digest="d1", dataset="mnist") == {old, new}
+    assert found(step="step4") == {old, new, other_data}
+    assert found(dataset="digits") == set()
