@@ -34,6 +34,7 @@ FOLDER = ROOT / "docs" / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ("gpu", "background-networking", "component-update", "sync")
 MARGIN = 20  # pixels below a page's last line
+MAIN_PANEL = (205, 8, 1268, 2005)  # of MLflow's page, 1720 pixels wide: without its menu and its assistant
 
 
 def seeds(file: Path) -> None:
@@ -103,7 +104,7 @@ def mlflow_compare(file: Path) -> None:
     command = ["mlflow", "ui", "--workers", "1", "--backend-store-uri", mlflow.get_tracking_uri()]
     with server(command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}) as port:
         address = f"http://127.0.0.1:{port}/#/compare-runs?runs={ids}&experiments={experiments}"
-        take(address, file, width=1100, height=2100)
+        take(address, file, width=1720, height=2100, box=MAIN_PANEL)
 
 
 def newest(step: str, dataset: str) -> Run:
@@ -119,8 +120,8 @@ def download(run: Run, artifact: str, file: Path) -> None:
         shutil.copy(mlflow.MlflowClient().download_artifacts(run.info.run_id, artifact, folder), file)
 
 
-def take(address: str, file: Path, width: int, height: int) -> None:
-    """Take a picture of a page once its scripts have run, and cut off the blank rest below it."""
+def take(address: str, file: Path, width: int, height: int, box: tuple[int, int, int, int] | None = None) -> None:
+    """Take a picture of a page once its scripts have run: of this box, or of everything above the blank rest."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise click.ClickException("there is no Chromium: apt-get install chromium")
@@ -134,9 +135,11 @@ def take(address: str, file: Path, width: int, height: int) -> None:
             capture_output=True, timeout=180, check=True,
         )  # fmt: skip
     picture = Image.open(file).convert("RGB")
-    blank = Image.new("RGB", picture.size, picture.getpixel((0, picture.height - 1)))
-    if box := ImageChops.difference(picture, blank).getbbox():
-        picture.crop((0, 0, picture.width, min(picture.height, box[3] + MARGIN))).save(file, optimize=True)
+    if box is None:
+        blank = Image.new("RGB", picture.size, picture.getpixel((0, height - 1)))
+        *_, end = ImageChops.difference(picture, blank).getbbox() or (height,)
+        box = (0, 0, width, min(height, end + MARGIN))
+    picture.crop(box).save(file, optimize=True)
 
 
 PICTURES: dict[str, Callable[[Path], None]] = {
