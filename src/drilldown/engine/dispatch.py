@@ -1,4 +1,4 @@
-"""Which layers of an nn.Sequential go to the kernels, and how autograd sees them: as fused segments."""
+"""Dispatch of the layers of an nn.Sequential: fused segments for the kernels, and the other layers for torch."""
 
 from collections import defaultdict
 from typing import Any
@@ -22,7 +22,7 @@ class FusedSequential:
     def __init__(self, sequential: nn.Sequential):
         self._sequential = sequential
         self._segments: dict[tuple[Any, ...], tuple[Layers, Layers]] = {}
-        self._idle_plans: defaultdict[tuple[Any, ...], list[Plan]] = defaultdict(list)  # no backward waits for these
+        self._idle_plans: defaultdict[tuple[Any, ...], list[Plan]] = defaultdict(list)  # that no backward needs
 
     def __call__(self, input: Any) -> Any:  # the parameter's name is torch's
         if not self._sequential.training:
@@ -41,13 +41,13 @@ class FusedSequential:
         """Return the result of `find_segment` from a cache: finding one takes longer than some layers compute."""
         if not isinstance(x, Tensor):
             return ()
-        key = x.shape, x.dtype, *map(_state, layers)
+        key = x.shape, x.dtype, *((id(layer), layer.training, _is_observed(layer)) for layer in layers)
         if key not in self._segments:
-            self._segments[key] = find_segment(layers, x), layers  # a reference to the layers keeps their ids theirs
+            self._segments[key] = find_segment(layers, x), layers  # this reference keeps the ids from being reused
         return self._segments[key][0]
 
     def _plan(self, segment: Layers, x: Tensor, parameters: list[Tensor]) -> tuple[Plan, list[Plan]]:
-        """Return a plan, and the list that it returns to when no backward waits for it."""
+        """Return a plan, and the list that it returns to when no backward needs it any more."""
         requires_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters))
         buffers = [buffer for layer in segment for buffer in _own(layer._buffers)]
         addresses = [tensor.data_ptr() for tensor in (*parameters, *buffers)]  # plans hold views of this memory
@@ -61,9 +61,8 @@ def find_segment(layers: Layers, x: Tensor) -> Layers:
         return ()
     shape, segment = chwn(x), list[nn.Module]()
     for layer in layers:
-        *_, is_observed = _state(layer)
         changes_input = not segment and getattr(layer, "inplace", False)  # a segment computes on a copy of its input
-        if type(layer) not in LAYER_OPS or changes_input or is_observed:
+        if type(layer) not in LAYER_OPS or changes_input or _is_observed(layer):
             break
         if any(parameter.dtype != x.dtype for parameter in _own(layer._parameters)):
             break
@@ -80,12 +79,11 @@ def _own(tensors: dict[str, Any]) -> list[Tensor]:
     return [tensor for tensor in tensors.values() if tensor is not None]
 
 
-def _state(layer: nn.Module) -> tuple[int, bool, bool]:
-    """Return what may change between passes: the layer, its mode, and whether other code observes its output."""
+def _is_observed(layer: nn.Module) -> bool:
+    """Whether a hook or a forward method that somebody else has replaced must see the layer's input and output."""
     attributes = vars(layer)
     forward = attributes.get("forward")
-    has_other_forward = forward is not None and type(forward) is not EvalMaxPool
-    return id(layer), attributes["training"], has_other_forward or any(map(attributes.get, HOOKS))
+    return (forward is not None and type(forward) is not EvalMaxPool) or any(map(attributes.get, HOOKS))
 
 
 class FusedSegment(torch.autograd.Function):

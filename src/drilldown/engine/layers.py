@@ -1,4 +1,4 @@
-"""The kinds of layers that the kernels compute: a class for each, made for one layer and one shape of input."""
+"""The kinds of layers that the kernels compute: one class for each kind."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class LayerOp(ABC, Generic[Layer]):
-    """How a layer computes on CHWN arrays. It may write into the arrays that it is given."""
+    """A layer, prepared for CHWN inputs of one shape. It may write into the arrays that it is given."""
 
     @staticmethod
     @abstractmethod
@@ -107,7 +107,7 @@ class Conv2dOp(LayerOp[nn.Conv2d]):
         self.weight_shape = weight.shape
         out_channels, *kernel_shape = weight.shape  # (D, C / groups, h, w)
         grouped = weight.reshape(layer.groups, out_channels // layer.groups, *kernel_shape)
-        # The gradient of the input is a convolution of the padded grad_out by the flipped kernels.
+        # grad_x is a convolution of the padded grad_out, by flipped kernels with input and output channels swapped.
         flipped = grouped.swapaxes(1, 2)[..., ::-1, ::-1]
         self.conv = DirectConv(grouped, input_shape, (0, 0), workspace.dtype)
         padding = layer.kernel_size[0] - 1, layer.kernel_size[1] - 1
@@ -136,9 +136,8 @@ class BatchNorm2dOp(LayerOp[nn.BatchNorm2d]):
 
     @staticmethod
     def output_shape(layer: nn.BatchNorm2d, shape: Shape) -> Shape | None:
-        if not (
-            layer.training and layer.affine and layer.track_running_stats and layer.num_batches_tracked is not None
-        ):
+        has_statistics = layer.track_running_stats and layer.num_batches_tracked is not None
+        if not (layer.training and layer.affine and has_statistics):
             return None
         tensors = layer.weight, layer.running_mean, layer.running_var
         same_dtype = len({tensor.dtype for tensor in tensors if tensor is not None}) == 1
@@ -147,11 +146,12 @@ class BatchNorm2dOp(LayerOp[nn.BatchNorm2d]):
     def __init__(self, layer: nn.BatchNorm2d, input_shape: Shape, output_shape: Shape, workspace: Workspace):
         self.layer, self.allocate_out, self.relu = layer, workspace.saved(output_shape), False
         self.weight, self.bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
-        assert layer.num_batches_tracked is not None
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        self.num_batches = layer.num_batches_tracked.numpy()
-        self.running_mean, self.running_var = layer.running_mean.numpy(), layer.running_var.numpy()
+        buffers = layer.running_mean, layer.running_var, layer.num_batches_tracked
+        self.running_mean, self.running_var, self.num_batches = (
+            buffer.numpy()
+            for buffer in buffers
+            if buffer is not None  # none is None, as output_shape has checked
+        )
         self.mean, self.inv_std = np.empty_like(self.weight), np.empty_like(self.weight)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
