@@ -1,0 +1,310 @@
+"""Registration, verification, promotion and rollback in a real registry."""
+
+import getpass
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from drilldown.errors import ParameterError, RegistryError, VerificationError
+from drilldown.registry import registry
+from drilldown.registry.verify import Verifier, verify
+from drilldown.tracking.tags import PREFIX, ours
+from tests.support.concurrency import at_once, watch_turns
+from tests.support.networks import SMALL_RECIPE, train_small
+from tests.support.registered import aliases, predict_in_process, register, verify_in_process
+from tests.support.tracked import track
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def tracked(store, trained, digits):
+    return track(trained, digits)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    verify_in_process(monkeypatch)
+
+
+def state(store):
+    """Everything in the registry, except times."""
+    model = store.get_registered_model("digits-cnn")
+    versions = store.search_model_versions("name = 'digits-cnn'")
+    return (model.tags, aliases(store)), {
+        str(version.version): (version.tags, version.description, version.source) for version in versions
+    }
+
+
+def changes():
+    """The changes of the champion that were made."""
+    history = registry.champion_history("digits-cnn")
+    return [(change.kind, change.before, change.after) for change in history if change.made]
+
+
+def tags_of(store, version):
+    """The tags of a version of digits-cnn, without our prefix."""
+    return ours(store.get_model_version("digits-cnn", version).tags)
+
+
+def test_the_first_model_becomes_champion_and_registering_is_idempotent(store, in_process, tracked, trained, digits):
+    run_id, _, model, evaluation = tracked
+    first = register(tracked, digits)
+    assert (first.name, first.version, first.champion) == ("digits-cnn", "1", True)
+    version = store.get_model_version_by_alias("digits-cnn", "champion")
+    assert (version.run_id, version.source) == (run_id, model.model_uri)
+    assert aliases(store) == {"challenger": "1", "champion": "1"}
+    expected = {
+        "step": "small", "dataset.digest": digits.digest, "parameters": "1000", "verified": "true",
+        "min_accuracy_last_k": repr(min(row.eval_accuracy for row in trained.history[-5:])),
+        "test_accuracy": repr(evaluation.accuracy), "promotion.promoted": "True",
+    }  # fmt: skip
+    assert ours(version.tags).items() >= expected.items()
+    assert all(tag.startswith(PREFIX) for tag in version.tags)
+    (change,) = registry.champion_history("digits-cnn")
+    assert (change.kind, change.before, change.after) == ("promotion", None, "1")
+    assert (change.by, change.why) == (getpass.getuser(), "small passed the gate; there was no champion")
+
+    before = state(store)
+    again = register(tracked, digits)
+    assert (again.version, again.champion) == ("1", True)
+    assert registry.promote("1", digits, why="once more").reason == "it is the champion already"
+    assert state(store) == before
+
+
+def test_promotions_and_rollbacks(store, in_process, trained, digits):
+    weak = train_small(digits, replace(SMALL_RECIPE, epochs=1))
+    register(track(weak, digits), digits, parameters=1000)
+    better = register(track(trained, digits), digits, parameters=2000)
+    assert better.champion
+    assert better.reason.startswith("significantly better than version 1 (alone right on ")
+    version = store.get_model_version("digits-cnn", "2")
+    tags = tags_of(store, "2")
+    alone, rival, p = (float(tags[f"promotion.{name}"]) for name in ("challenger_alone", "champion_alone", "p"))
+    accuracy, weaker = (float(tags_of(store, number)["test_accuracy"]) for number in ("2", "1"))
+    assert alone - rival == pytest.approx((accuracy - weaker) / 100 * len(digits.test_labels))
+    assert p < 0.05
+    assert version.description.startswith("**Promoted**: significantly better than version 1")
+    assert f"| version 2 right | {tags['promotion.both_right']} | {alone:.0f} |" in version.description
+
+    same = register(track(trained, digits), digits, parameters=2000)  # neither better nor smaller
+    assert not same.champion
+    assert "not significantly better than version 2 (alone right on 0 images, the champion on 0" in same.reason
+    assert aliases(store) == {"challenger": "3", "champion": "2"}
+    smaller = register(track(trained, digits), digits, parameters=1999)
+    assert smaller.champion
+    assert "and smaller: 1,999 parameters to 2,000" in smaller.reason
+    by_hand = registry.promote("1", digits, why="an experiment")
+    assert not by_hand.champion
+    assert "significantly worse than version 4" in by_hand.reason
+    assert aliases(store)["champion"] == "4"
+    forced = registry.promote("1", digits, why="an experiment", force=True)
+    assert forced.champion
+    assert registry.champion_history("digits-cnn")[-1].why.startswith(
+        "an experiment; by force, though significantly worse than version 4"
+    )
+    version = store.get_model_version("digits-cnn", "1")
+    assert version.description.startswith("**Promoted by force**: significantly worse than version 4")
+    assert tags_of(store, "1")["promotion.promoted"] == "True"
+    assert changes() == [
+        ("promotion", None, "1"),
+        ("promotion", "1", "2"),
+        ("promotion", "2", "4"),
+        ("promotion", "4", "1"),
+    ]
+
+    for version in ("4", "2", "1"):  # back through all of them
+        assert registry.roll_back(digits, why="regretted").version == version
+        assert aliases(store)["champion"] == version
+    with pytest.raises(RegistryError, match="digits-cnn has no earlier champion to go back to: .* version 1"):
+        registry.roll_back(digits, why="regretted")
+    assert changes()[-3:] == [("rollback", "1", "4"), ("rollback", "4", "2"), ("rollback", "2", "1")]
+
+
+def test_rollback_skips_deleted_versions_and_unmade_changes(store, in_process, tracked, trained, digits, monkeypatch):
+    register(tracked, digits, parameters=1000)
+    register(track(trained, digits), digits, parameters=900)
+    register(track(trained, digits), digits, parameters=800)
+    with monkeypatch.context() as patch:  # the process is killed after the announcement, before the alias moves
+        patch.setattr(MlflowClient, "set_registered_model_alias", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            registry.roll_back(digits, why="regretted")
+    assert aliases(store)["champion"] == "3"
+    assert changes()[-1] == ("promotion", "2", "3")
+    assert str(registry.champion_history("digits-cnn")[-1]).endswith("regretted (announced, and never made)")
+    store.delete_model_version("digits-cnn", "2")
+    assert registry.roll_back(digits, why="regretted").version == "1"
+    assert changes()[-1] == ("rollback", "3", "1")
+    assert len(changes()) == 4  # version 2 is deleted, its history is not
+    with pytest.raises(RegistryError, match="no earlier champion"):
+        registry.roll_back(digits, why="regretted")
+
+    store.set_registered_model_alias("digits-cnn", "champion", "3")  # by other means, as in MLflow's UI
+    registry.promote("1", digits, why="by hand", force=True)
+    assert [change.made for change in registry.champion_history("digits-cnn")] == [True, True, True, False, True, True]
+    assert registry.roll_back(digits, why="regretted").version == "3"
+    store.delete_model_version("digits-cnn", "3")  # the champion itself
+    assert aliases(store).get("champion") is None
+    assert registry.roll_back(digits, why="lost").version == "1"
+    assert aliases(store)["champion"] == "1"
+
+
+def test_rollback_never_returns_to_the_current_champion(store, in_process, tracked, trained, digits):
+    register(tracked, digits, parameters=1000)
+    register(track(trained, digits), digits, parameters=900)
+    registry.promote("1", digits, why="by hand", force=True)
+    assert register(tracked, digits).version == "1"  # registered before, so it does not become challenger again
+    assert aliases(store) == {"challenger": "2", "champion": "1"}
+    store.delete_model_version("digits-cnn", "2")
+    with pytest.raises(RegistryError, match="no earlier champion to go back to: the champion is version 1"):
+        registry.roll_back(digits, why="regretted")
+
+
+def test_rollback_and_promotion_without_versions(store, digits):
+    with pytest.raises(RegistryError, match="digits-cnn has no version yet: a run that passes the gate registers"):
+        registry.roll_back(digits, why="regretted")
+    with pytest.raises(ParameterError, match="version is '1': it takes a version of digits-cnn, which has none"):
+        registry.promote("1", digits, why="by hand")
+
+
+def test_only_verified_models_are_promoted(store, in_process, tracked, trained, digits):
+    run_id, verdict, model, evaluation = tracked
+    doctored = replace(evaluation, probabilities=evaluation.probabilities.roll(1, dims=1))
+    with pytest.raises(VerificationError, match=r"has \d+\.\d\d % when reloaded, and had .* when logged"):
+        registry.register(model, run_id, "small", verdict, doctored, digits)
+    assert aliases(store) == {"challenger": "1"}
+    assert "verified" not in tags_of(store, "1")
+
+    register(tracked, digits)  # the same model, with its true figures
+    assert aliases(store)["champion"] == "1"
+    with pytest.raises(ParameterError, match="version is '7': it takes a version of digits-cnn, which has 1"):
+        registry.promote("7", digits, why="by hand")
+    other = replace(digits, digest="0ther")
+    with pytest.raises(RegistryError, match="digits-cnn version 1 was measured on other data than this"):
+        verify([store.get_model_version("digits-cnn", "1")], other, Verifier())
+    rival = track(trained, digits)
+    refused = registry.register(rival[2], rival[0], "small", rival[1], rival[3], other)
+    assert not refused.champion
+    assert refused.reason.startswith(
+        "version 1 stays champion, uncompared: digits-cnn version 1 was measured on other data than this"
+    )
+
+    folder = mlflow.artifacts.download_artifacts(model.model_uri)
+    (Path(folder) / "data" / "model.pt2").write_bytes(b"damaged")
+    refused = register(track(trained, digits), digits, parameters=1)
+    assert not refused.champion
+    assert "uncompared: digits-cnn version 1 was altered: the SHA-256 of its files is " in refused.reason
+    assert aliases(store) == {"challenger": "3", "champion": "1"}
+    forced = registry.promote("3", digits, why="the champion is damaged", force=True)
+    assert forced.reason.startswith("by force, though not compared: digits-cnn version 1 was altered")
+    assert aliases(store) == {"challenger": "3", "champion": "3"}
+    with pytest.raises(VerificationError, match="digits-cnn version 1 was altered"):
+        registry.roll_back(digits, why="regretted")
+    assert aliases(store)["champion"] == "3"
+
+
+def test_an_interrupted_registration_is_finished_by_the_same_run(
+    store, in_process, tracked, trained, digits, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "promote", lambda *_, **__: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            register(tracked, digits)
+    store.delete_model_version_tag("digits-cnn", "1", f"{PREFIX}parameters")
+    with pytest.raises(RegistryError, match="version 1 was not registered to the end: it has no parameters"):
+        registry.promote("1", digits, why="by hand")
+    run_id, verdict, _, evaluation = tracked
+    exported_again = track(trained, digits)[2]
+    again = registry.register(exported_again, run_id, "small", verdict, evaluation, digits)
+    assert (again.version, again.champion) == ("1", True)
+    assert len(store.search_model_versions("name = 'digits-cnn'")) == 1
+
+
+@pytest.mark.parametrize(("owner", "call"), [(Verifier, "predict"), (MlflowClient, "set_registered_model_alias")])
+def test_concurrent_challengers_are_promoted_one_after_the_other(
+    store, in_process, tracked, trained, digits, monkeypatch, owner, call
+):
+    """Each is registered alone, and compared with the champion that the other one left."""
+    compared = []
+
+    def predict(verifier, models, images):
+        compared.append(models)
+        return predict_in_process(models, images)
+
+    monkeypatch.setattr(Verifier, "predict", predict)
+    together, met = watch_turns(monkeypatch, owner, call)
+    both = [tracked, track(trained, digits)]
+    at_once(*(partial(register, one, digits) for one in both))
+    assert together.broken
+    assert not met.is_set()
+    assert [len(models) for models in compared] == [1, 2]
+    assert len(changes()) == 1
+
+
+def test_the_caller_may_start_the_verifier_early(store, tracked, digits):
+    with Verifier() as verifier:
+        verifier.start()
+        process = verifier._process
+        run_id, verdict, model, evaluation = tracked
+        done = registry.register(model, run_id, "small", replace(verdict, passed=True), evaluation, digits, verifier)
+        assert done.champion
+        assert verifier._process is process  # the caller ends it
+        assert process.poll() is None
+
+
+def test_versions_and_history_of_the_first_edition(store, in_process, trained, digits):
+    """Version 0.1.0 wrote its tags without a prefix, and the key figure under another name."""
+    register(track(trained, digits), digits, parameters=1000)
+    register(track(trained, digits), digits, parameters=900)
+    for version in ("1", "2"):
+        for tag, value in store.get_model_version("digits-cnn", version).tags.items():
+            old_tag = tag.removeprefix(PREFIX).replace("min_accuracy_last_k", "streak_accuracy")
+            store.delete_model_version_tag("digits-cnn", version, tag)
+            store.set_model_version_tag("digits-cnn", version, old_tag, value)
+    for tag, value in store.get_registered_model("digits-cnn").tags.items():
+        store.delete_registered_model_tag("digits-cnn", tag)
+        store.set_registered_model_tag("digits-cnn", tag.removeprefix(PREFIX), value)
+    before = state(store)
+    assert PREFIX not in str(before)
+
+    first_edition = [("promotion", None, "1"), ("promotion", "1", "2")]
+    assert changes() == first_edition
+    (candidate,) = verify([store.get_model_version("digits-cnn", "1")], digits, Verifier())
+    assert (candidate.version, candidate.parameters) == ("1", 1000)
+    assert registry.promote("2", digits, why="once more").reason == "it is the champion already"
+    assert state(store) == before
+    assert registry.roll_back(digits, why="regretted").version == "1"
+    assert registry.promote("2", digits, why="after all").champion
+    assert changes() == [*first_edition, ("rollback", "2", "1"), ("promotion", "1", "2")]
+    assert register(track(trained, digits), digits, parameters=800).champion
+    assert [version for _, _, version in changes()] == ["1", "2", "1", "2", "3"]
+    version = store.get_model_version("digits-cnn", "2")
+    assert version.tags[f"{PREFIX}promotion.promoted"] == "True"
+
+
+def test_a_model_that_needs_pickle_is_not_promoted(store, digits):
+    class Pickled(mlflow.pyfunc.PythonModel):
+        def predict(self, model_input: list[str]) -> list[str]:
+            return model_input
+
+    with mlflow.start_run():
+        model = mlflow.pyfunc.log_model(name="model", python_model=Pickled(), pip_requirements=[])
+    store.create_registered_model("digits-cnn")
+    version = store.create_model_version("digits-cnn", model.model_uri)
+    for key, value in {"dataset.digest": digits.digest, "parameters": "1", "test_accuracy": "10.0"}.items():
+        store.set_model_version_tag("digits-cnn", version.version, key, value)
+    unchecked = pytest.warns(UserWarning, match="version 1 has no model.digest: whether its files were altered")
+    with unchecked, pytest.raises(VerificationError, match="(?i)pickle"):
+        registry.promote(str(version.version), digits, why="by hand")
+    assert aliases(store) == {}
+
+
+def test_a_model_that_failed_the_gate_is_never_registered(store, tracked, digits):
+    run_id, verdict, model, evaluation = tracked
+    with pytest.raises(ValueError, match="only a model that passed the gate"):
+        registry.register(model, run_id, "small", replace(verdict, passed=False), evaluation, digits)
+    assert list(store.search_registered_models()) == []
