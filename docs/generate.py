@@ -158,15 +158,39 @@ def target() -> str:
     )
 
 
+START_UP = {
+    "help_seconds": "`python -m drilldown --help`",
+    "refused_parameter_seconds": "a refused parameter",
+    "cpu_seconds_until_first_epoch": "CPU time until the first epoch",
+}
+
+
 def overhead() -> str:
-    """What a run takes besides training."""
-    kept = read("benchmark")["overhead_seconds"]
+    """What a run takes besides training, and how soon commands start; of an older commit, too, if it was measured."""
+    kept = read("benchmark")
+    columns = {"seconds": kept}
+    if other := kept.get("other_checkout"):
+        columns[f"seconds, commit {(other['commit'] or '?')[:7]}"] = other
     rows: list[dict[str, object]] = [
-        {"part": part, "seconds": f"{seconds:.1f}"} for part, seconds in kept["parts"].items()
+        {"part of a run": part}
+        | {column: f"{found['overhead_seconds']['parts'][part]:.1f}" for column, found in columns.items()}
+        for part in kept["overhead_seconds"]["parts"]
     ]
-    rows.append({"part": "**all**", "seconds": f"**{kept['median']:.1f}**"})
-    runs = ", ".join(f"{seconds:.1f}" for seconds in kept["repeats"])
-    return f"{report.table(rows)}\nMedians of {len(kept['repeats'])} runs ({runs} s).\n"
+    total = {column: f"**{found['overhead_seconds']['median']:.1f}**" for column, found in columns.items()}
+    tables = [report.table([*rows, {"part of a run": "**all**"} | total])]
+    if "start_up" in kept:
+        tables.append(
+            report.table(
+                [
+                    {"start-up": words}
+                    | {column: f"{found['start_up'][name]['median']:.2f}" for column, found in columns.items()}
+                    for name, words in START_UP.items()
+                ]
+            )
+        )
+    runs = ", ".join(f"{seconds:.1f}" for seconds in kept["overhead_seconds"]["repeats"])
+    tables.append(f"Medians of {len(kept['overhead_seconds']['repeats'])} runs ({runs} s).\n")
+    return "\n".join(tables)
 
 
 def serving() -> str:
