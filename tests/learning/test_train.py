@@ -195,6 +195,28 @@ def test_an_abandoned_training_restores_the_network(engine, some_digits):
     assert not any("forward" in vars(layer) for layer in state.classifier.modules())
 
 
+@pytest.mark.parametrize(
+    ("engine", "expected"), [("torch", {(True, 2), (False, 2)}), ("numba", {(True, 1), (False, 2)})]
+)
+def test_numba_trains_with_one_thread_of_torch(engine, expected, some_digits):
+    """Evaluation has all of them."""
+    seen = set()
+
+    class Watched(SmallNetwork):
+        def forward(self, images):
+            seen.add((self.training, torch.get_num_threads()))
+            return super().forward(images)
+
+    threads = torch.get_num_threads()
+    try:
+        recipe = Recipe(epochs=1, ema_epochs=1)
+        state = train.init_state(Watched(), recipe, some_digits, 0, train.prepare(0, "cpu", threads=2))
+        next(train.fit(state, recipe, some_digits, engine))
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == expected
+
+
 def test_an_engine_that_does_not_take_the_network(some_digits):
     state = train.init_state(load_step("step1").network(), Recipe(), some_digits, 0, train.prepare(0, "cpu"))
     with pytest.raises(ParameterError, match="engine is 'numba': it takes auto or torch"):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from drilldown.learning.classifier import Classifier
 
-BATCH_SIZE = 500  # rounding depends on it in the last bits, so whatever must agree with an evaluation takes it, too
+BATCH_SIZE = 500  # the last bits depend on it: the verification of an exported model takes the same
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def percent(correct: int | Tensor, count: int) -> float:
 
 @torch.inference_mode()
 def evaluate(classifier: Classifier, images: Tensor, labels: Tensor) -> Evaluation:
-    """Evaluate the classifier on every image, in evaluation mode, batch by batch as its export computes.
+    """Evaluate the classifier in evaluation mode, in batches of BATCH_SIZE.
+
+    The probabilities are computed per batch, as the exported model computes them.
 
     Args:
         classifier: its mode is restored afterwards.
