@@ -135,14 +135,14 @@ def log_start(
 
 def log_dataset(dataset: Dataset) -> None:
     """Log the images that the run learns from and the images that it is measured on."""
-    import mlflow.data  # takes a second
+    from mlflow.data.numpy_dataset import from_numpy
 
     for context, images, labels in (
         ("training", dataset.train_images, dataset.train_labels),
         (dataset.split, dataset.test_images, dataset.test_labels),
     ):
         # The digest covers the whole dataset: MLflow's own covers the first 10,000 values.
-        entry = mlflow.data.from_numpy(
+        entry = from_numpy(
             images.numpy(),
             targets=labels.numpy(),
             source=dataset.source,
