@@ -34,6 +34,7 @@ import torch
 from drilldown.engine import accelerate
 from steps.step4 import Network
 torch.set_num_threads(1)
+assert torch.get_num_threads() == 1  # torch has its threads before Numba starts others and changes the number
 for _ in range(2):
     with accelerate(Network()) as acceleration:
         print(torch.get_num_threads())
