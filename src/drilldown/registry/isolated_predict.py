@@ -22,6 +22,7 @@ def main(batch_size: int) -> None:
     """Answer the requests on standard input, one after the other."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not be mistaken for a reply
+    sys.modules["drilldown"] = None  # type: ignore[assignment]  # not importable, even where it is installed
     for line in sys.stdin:
         request = json.loads(line)
         try:

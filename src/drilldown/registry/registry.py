@@ -90,7 +90,7 @@ def register(
     with store_lock(name):  # MLflow fails when two processes set an alias that does not exist yet
         found = _find(client, name, model.model_uri, run_id) or _create(client, name, model, run_id, tags)
         version, known = str(found.version), ours(found.tags)
-        if "verified" not in known:  # else its registration was interrupted before, or has just begun
+        if "verified" not in known:  # it is new, or its registration was interrupted
             _tag_version(client, name, version, {key: tags[key] for key in tags if known.get(key) != tags[key]})
             client.set_registered_model_alias(name, "challenger", version)
     try:

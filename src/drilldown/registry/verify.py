@@ -56,7 +56,7 @@ class Verifier:
         }
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process); a pipe could fill up
         self._process = subprocess.Popen(
-            [sys.executable, "-I", SCRIPT, str(BATCH_SIZE)],  # -I: neither this folder nor PYTHONPATH has its modules
+            [sys.executable, "-I", SCRIPT, str(BATCH_SIZE)],  # -I: without this folder and PYTHONPATH
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
