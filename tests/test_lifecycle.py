@@ -42,7 +42,9 @@ def test_train_gate_register_verify(project, trained):
     aliases = client.get_registered_model("digits-cnn").aliases
     assert {alias: str(version) for alias, version in aliases.items()} == {"challenger": "1", "champion": "1"}
     mlflow.set_tracking_uri(project.tracking_uri)
-    found = mlflow.search_logged_models(filter_string="metrics.min_accuracy_last_k >= 97", output_format="list")
+    found = mlflow.search_logged_models(
+        [run.info.experiment_id], filter_string="metrics.min_accuracy_last_k >= 97", output_format="list"
+    )
     assert len(found) == 1
     assert found[0].source_run_id == run.info.run_id
 
