@@ -124,14 +124,18 @@ def wall_seconds(checkout: Checkout, arguments: Sequence[str], exit_code: int) -
 
 def cpu_seconds_until_first_epoch(checkout: Checkout, arguments: Sequence[str]) -> float:
     """Return the CPU time of the command line's process, without its children, from its start until training begins."""
-    done = _python(checkout, ["-c", CPU_TIME, checkout.module, *arguments], exit_code=0)
+    done = _python(checkout, ["-c", CPU_TIME, checkout.module, *arguments], exit_code=0, with_store=True)
     return float(done.stdout.split()[-1])
 
 
-def _python(checkout: Checkout, arguments: Sequence[str], exit_code: int) -> subprocess.CompletedProcess:
+def _python(
+    checkout: Checkout, arguments: Sequence[str], exit_code: int, with_store: bool = False
+) -> subprocess.CompletedProcess:
     """Run Python with the checkout's modules, in a temporary folder with a store of its own."""
     with tempfile.TemporaryDirectory() as folder:
         environment = _environment(folder) | {"PYTHONPATH": str(checkout.import_path)}
+        if with_store:
+            _create_store(environment, folder)
         command = [sys.executable, *arguments]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode != exit_code:
@@ -143,14 +147,11 @@ def time_run(checkout: Checkout) -> dict[str, float]:
     """Run step 4 once by `mlflow run`; return the seconds of each part of its overhead."""
     with tempfile.TemporaryDirectory() as folder:
         environment = _environment(folder)
-        client = mlflow.MlflowClient(environment["MLFLOW_TRACKING_URI"])
-        client.create_experiment("overhead", artifact_location=f"{folder}/artifacts")  # creates the database, too
+        client = _create_store(environment, folder)
         command = ["mlflow", "run", str(checkout.root), "-e", "step4", "--env-manager", "local"]
         parameters = ["-P", "dataset=mnist", "-P", f"epochs={EPOCHS}", "-P", "target=0"]
         started = time.time()
-        done = subprocess.run(
-            [*command, "--experiment-name", "overhead", *parameters], env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run([*command, *parameters], env=environment, capture_output=True, text=True)
         ended = time.time()
         if done.returncode:
             raise click.ClickException(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
@@ -172,7 +173,17 @@ def time_run(checkout: Checkout) -> dict[str, float]:
         }
 
 
+def _create_store(environment: Mapping[str, str], folder: str) -> mlflow.MlflowClient:
+    """Create the database with an experiment, which `make store` does before the first run."""
+    client = mlflow.MlflowClient(environment["MLFLOW_TRACKING_URI"])
+    client.create_experiment("overhead", artifact_location=f"{folder}/artifacts")
+    return client
+
+
 def _environment(folder: str) -> dict[str, str]:
     """Return the environment of a command: this interpreter's programs, a store in the folder, no import path."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return with_programs(kept) | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    return with_programs(kept) | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_EXPERIMENT_NAME": "overhead",
+    }

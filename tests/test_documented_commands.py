@@ -39,7 +39,6 @@ def project(tmp_path_factory):
         (project.folder / ".venv" / entry).symlink_to(Path(sys.prefix) / entry)
     (project.folder / ".venv" / ".installed").touch()
     del project.environment["MLFLOW_EXPERIMENT_NAME"]
-    project.environment["PYTHONPATH"] = str(project.folder / "src")  # in place of the editable installation
     project.environment["ARGS"] = "-P dataset=digits"
     trained = project.command("make", "step4")
     assert trained.returncode == 0, trained.stderr

@@ -123,9 +123,7 @@ def test_a_bad_parameter_is_a_failed_run(project, trained, parameters, message):
 
 
 def test_a_killed_run_is_resumed_and_ends_as_an_uninterrupted_one(project, trained):
-    project.environment["PYTHONPATH"] = str(project.folder / "src")  # this process's environment has the original's
     process = project.start(sys.executable, "-m", "drilldown", "step4", "--dataset", "digits", "--seed", "0")
-    del project.environment["PYTHONPATH"]
     checkpoints = project.folder / "checkpoints"
     wait_until(lambda: list(checkpoints.glob("*/epoch-0004.pt")), seconds=120, for_what="the fourth epoch")
     process.kill()

@@ -1,6 +1,10 @@
 """The process of a command, `python -m drilldown step4 --seed 0`: guard it, then start the command line."""
 
-from drilldown import process
+import gc
+
+from drilldown import hardware, process
+
+GC_THRESHOLD = 50_000  # objects between two collections; the default of 700 costs the imports a second
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -12,4 +16,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     process.guard()
+    hardware.limit_spinning()
+    gc.set_threshold(GC_THRESHOLD)
     main()

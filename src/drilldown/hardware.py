@@ -13,6 +13,8 @@ from drilldown.errors import ParameterError
 if TYPE_CHECKING:
     import torch
 
+SPIN_COUNT = 1000  # turns of the waiting loop; by default libgomp makes millions of them
+
 
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
@@ -32,6 +34,16 @@ def keep_freed_memory() -> None:
         if not mallopt(mmap_threshold, most):
             mallopt(mmap_threshold, limit)
         mallopt(trim_threshold, most)
+
+
+def limit_spinning() -> None:
+    """Let idle OpenMP threads sleep soon instead of spinning; call it before PyTorch is imported.
+
+    On a machine with other work, threads that spin take the cores from the threads that they wait for. A user's own
+    setting (GOMP_SPINCOUNT or OMP_WAIT_POLICY) stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
 def select_device(name: str) -> "torch.device":

@@ -141,11 +141,11 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
     history, split = state.history, dataset.split
     accuracies = [row.eval_accuracy for row in history]
     verdict = gate.judge(accuracies, split, state.classifier.num_parameters, goal)
+    classifier = state.eval_model.cpu()  # where the exported model answers
+    evaluation = evaluate(classifier, dataset.test_images, dataset.test_labels)
     with Verifier() as verifier:
         if verdict.passed:
             verifier.start()  # its imports take seconds; meanwhile this process draws and exports
-        classifier = state.eval_model.cpu()  # where the exported model answers
-        evaluation = evaluate(classifier, dataset.test_images, dataset.test_labels)
         text = report.markdown(step.docstring, seed, history, verdict, goal, split)
         model = runs.log_end(state, evaluation, verdict, goal, dataset, text)
         click.echo(report.verdict_lines(verdict))

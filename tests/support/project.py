@@ -45,6 +45,7 @@ class Project:
         self.environment = with_programs(kept) | {
             "GIT_PYTHON_REFRESH": "quiet",
             "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
+            "PYTHONPATH": str(folder / "src"),  # an editable installation would lead to the original
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # no processes that wait for jobs
         }
         self.tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
