@@ -7,13 +7,13 @@ import shutil
 import mlflow
 import pytest
 import torch
-from tests.support.networks import train_small
 
 from drilldown.errors import DataError
 from drilldown.learning import data, download
 from drilldown.steps import ROOT
 from drilldown.tracking import store as tracking_store
 from tests.support import fault_table
+from tests.support.networks import train_small
 from tests.support.project import NOWHERE, Project
 
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):

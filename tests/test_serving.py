@@ -10,8 +10,8 @@ import urllib.request
 import mlflow
 import numpy as np
 import pytest
-from drilldown.registry import registry
 
+from drilldown.registry import registry
 from tests.support.programs import server
 from tests.support.tracked import track
 

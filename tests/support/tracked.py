@@ -1,7 +1,6 @@
 """Runs in a test's own store."""
 
 from mlflow.models.model import ModelInfo
-from tests.support.networks import SMALL_RECIPE
 
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation, evaluate
@@ -10,6 +9,7 @@ from drilldown.learning.train import TrainState
 from drilldown.options import TrainOptions
 from drilldown.reporting import gate
 from drilldown.tracking import runs
+from tests.support.networks import SMALL_RECIPE
 
 GOAL = Goal(accuracy=90.0)
 

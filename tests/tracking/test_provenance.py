@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.support.networks import SMALL_RECIPE
 
 from drilldown.learning.recipe import Goal
 from drilldown.tracking import provenance
+from tests.support.networks import SMALL_RECIPE
 
 CPU = torch.device("cpu")
 GOAL = Goal(accuracy=97.0)
