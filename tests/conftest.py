@@ -1,26 +1,27 @@
-"""Fixtures: the data, stores of a test's own, and copies of the project to run in."""
+"""Fixtures: the data, stores of a test's own, and copies of the project to run in.
+
+PyTorch and MLflow are imported by the fixtures that use them: the process that distributes the tests needs neither.
+"""
 
 import contextlib
+import gc
 import os
 import shutil
 
-import mlflow
 import pytest
-import torch
 
-from drilldown.errors import DataError
-from drilldown.learning import data, download
+from drilldown.__main__ import GC_THRESHOLD
 from drilldown.steps import ROOT
-from drilldown.tracking import store as tracking_store
 from tests.support import fault_table
-from tests.support.networks import train_small
-from tests.support.project import NOWHERE, Project
 
+gc.set_threshold(GC_THRESHOLD)  # as in the program: imports are a large part of the tests' time
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     # Each worker, and all that it starts, keeps to a core: threads that wait for each other on shared cores crawl.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-    torch.set_num_threads(1)  # it counted the cores before
+    import torch
+
+    torch.set_num_threads(1)  # it counts the machine's cores, not those of this process
 SHARED_MNIST = ROOT.parent / "shared" / "mnist"
 if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves as mirror
     os.environ.setdefault("MNIST_MIRROR", SHARED_MNIST.as_uri() + "/")
@@ -44,12 +45,17 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def digits():
     """scikit-learn's digits."""
+    from drilldown.learning import data
+
     return data.load("digits")
 
 
 @pytest.fixture(scope="session")
 def mnist():
     """The real MNIST; the test is skipped where it cannot be had."""
+    from drilldown.errors import DataError
+    from drilldown.learning import data
+
     try:
         return data.load("mnist")
     except DataError as error:
@@ -59,7 +65,10 @@ def mnist():
 @pytest.fixture
 def offline(monkeypatch):
     """No mirror of MNIST answers."""
-    from torchvision import datasets  # few tests need it
+    from torchvision import datasets
+
+    from drilldown.learning import download
+    from tests.support.project import NOWHERE
 
     monkeypatch.setattr(datasets.MNIST, "mirrors", [NOWHERE])
     monkeypatch.setenv(download.MIRROR_VARIABLE, NOWHERE)
@@ -68,22 +77,30 @@ def offline(monkeypatch):
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
     """A database with MLflow's tables: creating it takes seconds, copying it none."""
+    import mlflow
+
+    from drilldown.tracking import store
+
     database = tmp_path_factory.mktemp("database") / "mlflow.db"
     mlflow.set_tracking_uri(f"sqlite:///{database}")
     with contextlib.chdir(database.parent), pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
         monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")  # the store fixture selects one
-        tracking_store.connect()
+        store.connect()
     return database
 
 
 @pytest.fixture
 def store(empty_database, tmp_path, monkeypatch):
     """An empty tracking store of the test's own; runs go into MLflow's first experiment, "0"."""
+    import mlflow
+
     database = tmp_path / "mlflow.db"
     shutil.copy(empty_database, database)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    for selected in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(selected, raising=False)
     monkeypatch.chdir(tmp_path)  # what a run leaves behind
     mlflow.set_tracking_uri(f"sqlite:///{database}")
     yield mlflow.MlflowClient()
@@ -94,10 +111,14 @@ def store(empty_database, tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def trained(digits):
     """The small network, trained on the digits."""
+    from tests.support.networks import train_small
+
     return train_small(digits)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of the project for a whole module of tests."""
+    from tests.support.project import Project
+
     return Project(tmp_path_factory.mktemp("project"))

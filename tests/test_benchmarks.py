@@ -40,6 +40,7 @@ def test_number_of_operations():
     assert epoch.num_operations(64) == 64 * 2 * (3 * sum(products) - products[0])  # the pixels need no gradient
 
 
+@pytest.mark.slow
 def test_notebook_loop_learns(digits):
     torch.manual_seed(0)
     network, images = notebook.StudyNetwork(), notebook.TransformedImages(digits, rotation=7)

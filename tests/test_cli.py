@@ -13,7 +13,7 @@ from drilldown import __main__, cli, process, workflow
 from drilldown.learning import data
 from drilldown.steps import ROOT
 from drilldown.tracking import runs
-from drilldown.tracking.store import store_lock
+from drilldown.tracking.store import SHORT_TIMEOUTS, store_lock
 from drilldown.tracking.tags import ours
 
 BAD = [
@@ -101,7 +101,8 @@ def test_cuda_where_there_is_none(store, capsys):
     assert (code, line) == (2, "device is 'cuda': this machine has no CUDA device; it takes cpu or auto")
 
 
-def test_a_password_in_the_stores_address_is_not_shown(store, capsys, tmp_path):
+def test_a_password_in_the_stores_address_is_not_shown(store, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(SHORT_TIMEOUTS, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # not to wait in a test
     mlflow.set_tracking_uri("http://me:secret@127.0.0.1:9")
     code, line = refused(capsys, "step2")
     assert code == 1

@@ -34,6 +34,7 @@ GLIBC = tuple(map(int, re.findall(r"\d+", platform.libc_ver()[1]))) if platform.
 
 
 @pytest.mark.skipif(GLIBC < (2, 36), reason="there is no glibc that keeps more than 32 MiB here")
+@pytest.mark.slow
 def test_freed_memory_is_kept():
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)

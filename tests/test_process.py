@@ -59,6 +59,7 @@ def test_a_killed_process_is_gone(tmp_path):
 
 
 @pytest.mark.parametrize(("environment", "follows"), [({"MLFLOW_RUN_ID": "a"}, True), ({}, False)])
+@pytest.mark.slow
 def test_it_ends_with_the_mlflow_run_that_started_it_but_not_with_a_shell(tmp_path, environment, follows):
     code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); sys.stdin.read()"
     with start(tmp_path, WAIT, code=code, **environment) as parent:

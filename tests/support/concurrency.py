@@ -16,7 +16,7 @@ def watch_turns(monkeypatch, owner: object, call: str) -> tuple[threading.Barrie
 
     def watched(*given, **named):
         with contextlib.suppress(threading.BrokenBarrierError):  # no second thread came
-            together.wait(timeout=2)
+            together.wait(timeout=1)
         return function(*given, **named)
 
     monkeypatch.setattr(owner, call, watched)

@@ -3,7 +3,6 @@
 from collections import Counter
 
 import pytest
-import torch
 
 from drilldown.hardware import processor_name
 from drilldown.steps import ROOT
@@ -60,6 +59,8 @@ class FaultTable:
             lines = [
                 f"| {' | '.join(row)} | {self.counts[row, 'tried']} | {self.counts[row, 'held']} |" for row in rows
             ]
+            import torch
+
             before = TABLE.read_text().partition(MARK)[0]
             measured = f"Measured on {processor_name(torch.device('cpu'))}.\n\n"
             TABLE.write_text(f"{before}{MARK}\n\n{measured}{HEAD}" + "\n".join(lines) + "\n")

@@ -13,7 +13,7 @@ from mlflow.tracking._tracking_service.utils import _get_git_url_if_present
 from drilldown import process
 from drilldown.errors import StoreError
 from drilldown.steps import ROOT
-from drilldown.tracking.store import EXPERIMENT, close_run, connect
+from drilldown.tracking.store import EXPERIMENT, SHORT_TIMEOUTS, close_run, connect
 from drilldown.tracking.tags import ours
 
 
@@ -62,6 +62,7 @@ def test_closing_a_run_that_ended_by_itself_leaves_it_as_it_is(store):
 
 
 def test_a_store_that_does_not_answer(store, monkeypatch):
+    monkeypatch.setitem(SHORT_TIMEOUTS, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # not to wait in a test
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     with pytest.raises(StoreError, match=r"MLFLOW_TRACKING_URI is 'http://127.0.0.1:9': the store there"):
         connect()

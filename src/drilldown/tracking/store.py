@@ -22,6 +22,7 @@ from drilldown.tracking import database
 from drilldown.tracking.tags import ours, prefixed
 
 EXPERIMENT = "mnist-drilldown"  # unless MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID or `mlflow run` says otherwise
+SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # seconds
 TAKEOVER_SECONDS = 5  # a process that `mlflow run` starts holds its liveness lock sooner
 
 
@@ -106,9 +107,8 @@ def _sqlite_file() -> str | None:
 @contextlib.contextmanager
 def short_timeouts() -> Iterator[None]:
     """Wait seconds for a server that does not answer, instead of the minutes that a training waits."""
-    timeouts = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    before = {name: os.environ.get(name) for name in timeouts}
-    os.environ.update(timeouts)
+    before = {name: os.environ.get(name) for name in SHORT_TIMEOUTS}
+    os.environ.update(SHORT_TIMEOUTS)
     try:
         yield
     finally:
