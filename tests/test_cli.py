@@ -128,7 +128,7 @@ def test_too_little_memory(store, capsys, monkeypatch):
     code, line = refused(capsys, "step2", "--dataset", "digits")
     assert code == 1
     assert line.startswith("out of memory: ")
-    assert line.endswith("a smaller batch_size needs less")
+    assert line.endswith("in training, a smaller batch_size needs less")
     assert run_status(store) == [("step2 seed 0", "FAILED")]
 
 

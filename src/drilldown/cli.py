@@ -79,7 +79,7 @@ def repeat(step: str, seeds: int, jobs: int, reuse: bool, **options: Any) -> Non
 
 
 @cli.command("compare", help="Show the finished runs of the steps side by side.")
-@option("dataset", default="auto", type=click.Choice(DATASETS), help="of which runs; auto: MNIST's, if there are any")
+@option("dataset", default="auto", type=click.Choice(DATASETS), help="dataset of the runs; auto: MNIST, if it has any")
 def compare(dataset: str) -> None:
     from drilldown import workflow
 
@@ -89,7 +89,7 @@ def compare(dataset: str) -> None:
 champion_options = combine(
     option("model", default="mnist-cnn", type=click.Choice(MODELS), help="the registered model"),
     option("why", default="by hand", help="the reason, kept in the champion's history"),
-    option("data_dir", help="folder of MNIST  [default: the user's cache folder]"),
+    option("data_dir", help="folder that holds MNIST  [default: the user's cache folder]"),
 )
 
 
@@ -121,7 +121,7 @@ def predict(images: str, model: str) -> None:
 
 
 @cli.command("record", help="Write results/STEP.json from the finished MNIST runs in the store.")
-@option("step", required=True, type=click.Choice(STEP_NAMES), help="of which runs")
+@option("step", required=True, type=click.Choice(STEP_NAMES), help="step of the runs")
 @option("epochs", type=Number(whole=True, low=1), help="length of the runs  [default: the recipe's]")
 def record(step: str, epochs: int | None) -> None:
     from drilldown import workflow
@@ -135,8 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
         cli.main(arguments, standalone_mode=False)
     except click.NoSuchOption as error:
         command = error.ctx.command if error.ctx else cli
-        takes = ", ".join(str(parameter.name) for parameter in command.params)
-        fail(2, f"{error.option_name.lstrip('-')} is no parameter of {command.name}: it takes {takes}")
+        takes = ", ".join(str(parameter.name) for parameter in command.params) or f"one of {', '.join(cli.commands)}"
+        fail(2, f"{error.option_name.lstrip('-')} is no parameter of {command.name or 'drilldown'}: it takes {takes}")
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)

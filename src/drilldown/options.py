@@ -114,7 +114,10 @@ seed_option = option(
     help="seed of all random numbers",
 )
 reuse_option = option(
-    "reuse", default="true", type=click.BOOL, help="reuse finished runs of the same code, recipe, data and seed"
+    "reuse",
+    default="true",
+    type=click.BOOL,
+    help="reuse finished runs with the same code, versions, data, recipe, target, engine and seed",
 )
 validation_option = option(
     "validation",
@@ -124,7 +127,7 @@ validation_option = option(
 )
 training_options = combine(
     option("dataset", default="auto", type=click.Choice(DATASETS), help="what to train on"),
-    option("data_dir", help="folder of MNIST  [default: the user's cache folder]"),
+    option("data_dir", help="folder that holds MNIST  [default: the user's cache folder]"),
     option("epochs", type=Number(**BOUNDS["epochs"]), help="passes over the training images  [default: the recipe's]"),
     option("batch_size", type=Number(**BOUNDS["batch_size"]), help="images per update  [default: the recipe's]"),
     option("lr", type=Number(**BOUNDS["lr"]), help="learning rate, or its peak  [default: the recipe's]"),

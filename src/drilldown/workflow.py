@@ -31,24 +31,24 @@ from drilldown.tracking import provenance, runs, store
 
 CHECKPOINTS = Path("checkpoints")
 MAX_SHEET = 80  # images on the contact sheet of a prediction
-Given = ParamSpec("Given")
+P = ParamSpec("P")
 
 
-def command(function: Callable[Given, None]) -> Callable[Given, None]:
-    """Make a function a command: it is connected to the store, and foreign errors become errors of one line."""
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """Connect a command to the store, and turn errors of MLflow and of memory into errors of one line."""
 
     @functools.wraps(function)
-    def run(*given: Given.args, **named: Given.kwargs) -> None:
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
         store.quiet_mlflow()
         try:
             store.connect()
-            function(*given, **named)
+            function(*args, **kwargs)
         except MlflowException as error:
             raise StoreError(store.explain(error)) from error
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
-            raise DrilldownError(f"out of memory: {error}; a smaller batch_size needs less") from error
+            raise DrilldownError(f"out of memory: {error}; in training, a smaller batch_size needs less") from error
 
     return run
 
@@ -77,7 +77,7 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
         )
 
     with contextlib.ExitStack() as stack:
-        if resume:  # whatever forbids it is found before the run is touched
+        if resume:  # all that could forbid it is checked before the run is changed
             dataset = _load_dataset(options)
             runs.check_fingerprint(resume, fingerprint(dataset))
             stack.enter_context(checkpoint.lock(CHECKPOINTS / resume, fresh=False))
@@ -101,8 +101,8 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
         else:
             runs.log_start(fingerprint(dataset), state, recipe, goal, dataset, options, acceleration.engine)
         for row in train.fit(state, recipe, dataset, acceleration.engine):
-            checkpoint.save(state, folder)  # before it is logged: `resume` logs what the store has missed
-            if row.epoch not in logged:  # from a damaged state on, an epoch is trained once more
+            checkpoint.save(state, folder)  # first: if logging fails, `resume` logs this epoch from the saved state
+            if row.epoch not in logged:  # after a damaged state, an epoch that was logged is trained again
                 runs.log_epoch(row, dataset.split)
             tqdm.write(report.epoch_line(row, recipe.epochs, dataset.split))
         _finish(step, options.seed, run_id, state, dataset, goal)
@@ -141,7 +141,7 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
     history, split = state.history, dataset.split
     accuracies = [row.eval_accuracy for row in history]
     verdict = gate.judge(accuracies, split, state.classifier.num_parameters, goal)
-    classifier = state.eval_model.cpu()  # where the exported model answers
+    classifier = state.eval_model.cpu()  # the exported model runs on the CPU, so it is judged there
     evaluation = evaluate(classifier, dataset.test_images, dataset.test_labels)
     with Verifier() as verifier:
         if verdict.passed:
@@ -210,7 +210,7 @@ def _train_nested(
         try:
             step = load_step(name)
             engine = accelerate(step.network(), engine=options.engine, device=device).engine
-        except Exception as error:  # whatever is wrong with its file, the other steps can do without it
+        except Exception as error:  # a broken step must not stop the others
             outcome = nested.Outcome(name, seed, "", error=f"{type(error).__name__}: {error}")
             click.echo(nested.outcome_line(outcome, Goal(dataset.target_accuracy)))
             yield outcome
@@ -234,7 +234,7 @@ def _train_nested(
             missing.append((name, seed))
     runs.note_reused(reused)
     threads = options.threads or max(1, hardware.cores() // min(jobs, len(missing) or 1))
-    # "auto" is decided once, here, for all of them.
+    # Dataset and device are decided here, once for all of them.
     decided = replace(options, dataset=dataset.name, device=device.type, threads=threads)
     outcomes = nested.train(missing, decided, jobs=jobs, parent=parent, split=dataset.split, quiet=quiet)
     for outcome in tqdm(outcomes, total=len(missing), unit="run", disable=None):

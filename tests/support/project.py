@@ -41,7 +41,8 @@ class Project:
 
     def __init__(self, folder: Path):
         self.folder = copy_project(folder)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTHONPATH"))}
+        others = ("MLFLOW_", "PYTHONPATH", "MAKE", "MFLAGS")  # `make test` hands its ARGS on in MAKEFLAGS
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         self.environment = with_programs(kept) | {
             "GIT_PYTHON_REFRESH": "quiet",
             "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,

@@ -80,6 +80,6 @@ def test_code_without_influence_on_the_weights_does_not_count(project, file):
     assert project(f"src/drilldown/{file}", "x = 2\n") == before
 
 
-def test_the_real_rooms_are_in_the_digest():
-    for room in provenance.WEIGHT_ROOMS:
-        assert list((provenance.PACKAGE / room).glob("*.py"))
+def test_the_real_packages_are_in_the_digest():
+    for package in provenance.WEIGHT_PACKAGES:
+        assert list((provenance.PACKAGE / package).glob("*.py"))

@@ -1,4 +1,4 @@
-"""The door of the engine: choose how a network computes, and replace the forward methods that this takes.
+"""The entry point of the engine: choose Numba or torch, and replace the forward methods of networks accordingly.
 
 This module must not import Numba, directly or through another module, before an acceleration is entered.
 """

@@ -139,7 +139,8 @@ def lr_factor(update: int, warmup_fraction: float, total: int, power: int) -> fl
 def fit(state: TrainState, recipe: Recipe, dataset: Dataset, engine: str = "auto") -> Iterator[EpochMetrics]:
     """Train from the last finished epoch to the recipe's last one, and yield the metrics of each epoch.
 
-    Nothing here depends on the test images. Raises DivergedError, with epoch and update, when the loss is not finite.
+    The test images are only measured on: they never influence the weights. Raises DivergedError, with epoch and
+    update, when the loss is not finite.
     """
     classifier, device = state.classifier, state.classifier.mean.device
     images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)

@@ -15,8 +15,8 @@ from drilldown.learning.recipe import Goal, Recipe
 from drilldown.steps import ROOT
 
 PACKAGE = Path(__file__).parents[1]
-WEIGHT_ROOMS = ("engine", "learning")  # the code that makes the weights
-NO_WEIGHTS = ("download.py", "files.py")  # in these rooms, and without influence: the data has a digest of its own
+WEIGHT_PACKAGES = ("engine", "learning")  # the code that makes the weights
+NO_INFLUENCE = ("download.py", "files.py")  # modules there that do not change the weights
 
 
 def fingerprint(
@@ -47,9 +47,9 @@ def code_digest(step: str) -> str:
     """Hash the code that makes the weights, without comments and docstrings: the step's file, `engine`, `learning`."""
     digest = hashlib.sha256()
     files = {f"{step}.py": ROOT / "steps" / f"{step}.py"}
-    for room in WEIGHT_ROOMS:
-        for file in sorted((PACKAGE / room).rglob("*.py")):
-            if file.name not in NO_WEIGHTS:
+    for package in WEIGHT_PACKAGES:
+        for file in sorted((PACKAGE / package).rglob("*.py")):
+            if file.name not in NO_INFLUENCE:
                 files[file.relative_to(PACKAGE).as_posix()] = file
     for name, file in files.items():
         tree = ast.parse(file.read_text())

@@ -149,7 +149,7 @@ def log_dataset(dataset: Dataset) -> None:
             name=f"{dataset.name} {context}",
             digest=dataset.digest,
         )
-        with store.store_lock("datasets"):  # of two runs that log the same one at once, MLflow would refuse one
+        with store.store_lock("datasets"):  # if two runs log the same one at once, MLflow raises an error in one
             mlflow.log_input(entry, context=context)
 
 

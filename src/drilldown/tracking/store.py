@@ -1,4 +1,4 @@
-"""The tracking store: connect to it, wait for it no longer than it is worth, close runs whose process is gone."""
+"""The tracking store: connect to it with short timeouts, and close runs whose process is gone."""
 
 import contextlib
 import hashlib
@@ -75,7 +75,7 @@ def _select_experiment() -> None:
     """Select the experiment of this project, unless the user or `mlflow run` selected one."""
     selected = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
     if not any(map(os.environ.get, selected)):
-        with store_lock("experiment"):  # of two processes that create it at once, MLflow refuses one
+        with store_lock("experiment"):  # if two processes create it at once, MLflow raises an error in one
             mlflow.set_experiment(EXPERIMENT)
 
 
@@ -88,7 +88,10 @@ def explain(error: Exception) -> str:
 
 
 def store_lock(name: str) -> contextlib.AbstractContextManager[object]:
-    """Lock a part of the store against the other processes of this machine (for a server: of this folder)."""
+    """Lock a part of the store against the other processes of this machine.
+
+    For a store on a server, the lock covers the processes that were started in this folder.
+    """
     if file := _sqlite_file():
         return FileLock(f"{file}.{name}.lock")
     try:
@@ -100,8 +103,10 @@ def store_lock(name: str) -> contextlib.AbstractContextManager[object]:
 
 
 def _sqlite_file() -> str | None:
+    from sqlalchemy.engine import make_url  # it takes a while
+
     uri = mlflow.get_tracking_uri()
-    return uri.removeprefix("sqlite:///").partition("?")[0] if uri.startswith("sqlite:///") else None
+    return make_url(uri).database if uri.startswith("sqlite:") else None  # the URI escapes spaces and umlauts
 
 
 @contextlib.contextmanager
@@ -132,8 +137,8 @@ def _is_abandoned(run: Run) -> bool:
     tags = ours(run.data.tags)
     if lock := tags.get("process"):
         return process.is_gone(lock)
-    # `mlflow run` opened the run, and no process has taken it over yet. One that comes late, because its environment is
-    # being built, opens the run again.
+    # `mlflow run` opened the run, but no training process has taken it over. If that process starts after the run was
+    # closed here, because its environment took long to build, it opens the run again.
     is_ours = tags.get(MLFLOW_SOURCE_TYPE) == "PROJECT" and tags[MLFLOW_SOURCE_NAME] == _project_source()
     is_late = time.time() - run.info.start_time / 1000 > TAKEOVER_SECONDS
     is_here = _sqlite_file() or (process.LIVENESS_FOLDER / run.info.run_id).exists()
