@@ -26,7 +26,7 @@ BLOCKS = [
     for page in PAGES
     for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
 ]
-SERVERS = {"mlflow ui": 5000, "make serve": 5001, "mlflow server": 5002}  # they run until they are stopped
+SERVERS = {"make ui": 5000, "make serve": 5001, "mlflow server": 5002}  # they run until they are stopped
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,8 @@ def servers():
 def adapt(block: str) -> str:
     """Change the block so that it can be run within a test."""
     block = re.sub(r"^make (test|all)\b", r"make --dry-run \1", block, flags=re.M)  # test_side_by_side runs them all
-    block = re.sub(r"^(mlflow (ui|server))\b", r"\1 --workers 1", block, flags=re.M)
+    block = re.sub(r"^mlflow server\b", "mlflow server --workers 1", block, flags=re.M)
+    block = re.sub(r"^make ui$", 'make ui ARGS="--workers 1"', block, flags=re.M)
     block = re.sub(r'^(make (step3|repeat) ARGS=".*)"$', r'\1 -P dataset=digits -P epochs=2"', block, flags=re.M)
     block = re.sub(r"^make (step\d)$", r'make \1 ARGS="-P dataset=digits"', block, flags=re.M)
     block = block.replace("-P seeds=10", "-P seeds=2").replace("-P dataset=digits -P seed=7", "-P seed=7")

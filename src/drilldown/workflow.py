@@ -24,6 +24,7 @@ from drilldown.learning.evaluate import evaluate
 from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
 from drilldown.registry import registry
+from drilldown.registry.champion import champion_history
 from drilldown.registry.verify import Verifier
 from drilldown.reporting import gate, report
 from drilldown.steps import STEP_NAMES, Step, load_step
@@ -284,7 +285,7 @@ def _change_champion(
     with runs.run(f"{name} {model}", {name: model}):
         done = change(data.load(model.removesuffix("-cnn"), data_dir or None))
         click.echo(done.details)
-        for entry in registry.champion_history(model):
+        for entry in champion_history(model):
             click.echo(entry)
         if not done.champion:
             raise RegistryError(f"{model} version {done.version} stays challenger: {done.reason}")

@@ -7,7 +7,7 @@ import sys
 import mlflow
 import pytest
 
-from drilldown.registry import registry
+from drilldown.registry.champion import champion_history
 from drilldown.tracking.tags import ours
 from tests.faults.test_signals import TRAINING, as_parameters
 from tests.support.project import Project
@@ -48,7 +48,7 @@ def test_many_trainings_at_once(tmp_path, how):
     assert all(ours(model.tags)["verified"] == "true" for model in versions)
     champion = client.get_model_version_by_alias("digits-cnn", "champion")
     mlflow.set_tracking_uri(project.tracking_uri)
-    history = registry.champion_history("digits-cnn")
+    history = champion_history("digits-cnn")
     assert all(change.made for change in history)
     assert [change.before for change in history] == [None, *(change.after for change in history[:-1])]
     assert history[-1].after == str(champion.version)

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from drilldown.errors import ParameterError, RegistryError, VerificationError
 from drilldown.registry import registry
+from drilldown.registry.champion import champion_history
 from drilldown.registry.verify import Verifier, verify
 from drilldown.tracking.tags import PREFIX, ours
 from tests.support.concurrency import at_once, watch_turns
@@ -42,7 +43,7 @@ def state(store):
 
 def changes():
     """The changes of the champion that were made."""
-    history = registry.champion_history("digits-cnn")
+    history = champion_history("digits-cnn")
     return [(change.kind, change.before, change.after) for change in history if change.made]
 
 
@@ -65,7 +66,7 @@ def test_the_first_model_becomes_champion_and_registering_is_idempotent(store, i
     }  # fmt: skip
     assert ours(version.tags).items() >= expected.items()
     assert all(tag.startswith(PREFIX) for tag in version.tags)
-    (change,) = registry.champion_history("digits-cnn")
+    (change,) = champion_history("digits-cnn")
     assert (change.kind, change.before, change.after) == ("promotion", None, "1")
     assert (change.by, change.why) == (getpass.getuser(), "small passed the gate; there was no champion")
 
@@ -104,7 +105,7 @@ def test_promotions_and_rollbacks(store, in_process, trained, digits):
     assert aliases(store)["champion"] == "4"
     forced = registry.promote("1", digits, why="an experiment", force=True)
     assert forced.champion
-    assert registry.champion_history("digits-cnn")[-1].why.startswith(
+    assert champion_history("digits-cnn")[-1].why.startswith(
         "an experiment; by force, though significantly worse than version 4"
     )
     version = store.get_model_version("digits-cnn", "1")
@@ -135,7 +136,7 @@ def test_rollback_skips_deleted_versions_and_unmade_changes(store, in_process, t
             registry.roll_back(digits, why="regretted")
     assert aliases(store)["champion"] == "3"
     assert changes()[-1] == ("promotion", "2", "3")
-    assert str(registry.champion_history("digits-cnn")[-1]).endswith("regretted (announced, and never made)")
+    assert str(champion_history("digits-cnn")[-1]).endswith("regretted (announced, and never made)")
     store.delete_model_version("digits-cnn", "2")
     assert registry.roll_back(digits, why="regretted").version == "1"
     assert changes()[-1] == ("rollback", "3", "1")
@@ -145,7 +146,7 @@ def test_rollback_skips_deleted_versions_and_unmade_changes(store, in_process, t
 
     store.set_registered_model_alias("digits-cnn", "champion", "3")  # by other means, as in MLflow's UI
     registry.promote("1", digits, why="by hand", force=True)
-    assert [change.made for change in registry.champion_history("digits-cnn")] == [True, True, True, False, True, True]
+    assert [change.made for change in champion_history("digits-cnn")] == [True, True, True, False, True, True]
     assert registry.roll_back(digits, why="regretted").version == "3"
     store.delete_model_version("digits-cnn", "3")  # the champion itself
     assert aliases(store).get("champion") is None

@@ -1,5 +1,6 @@
 """Training: one plain loop over images in memory that yields the metrics of each epoch."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -102,10 +103,11 @@ def init_state(network: nn.Module, recipe: Recipe, dataset: Dataset, seed: int, 
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    epoch_updates = -(-len(dataset.train_images) // recipe.batch_size)
+    epoch_updates = math.ceil(len(dataset.train_images) / recipe.batch_size)
     average = None
     if recipe.ema_epochs:
-        decay = 1 - 1 / max(1, recipe.ema_epochs * -(-epoch_updates // EMA_INTERVAL))
+        # The time constant of the average, in updates of the average.
+        decay = 1 - 1 / max(1, recipe.ema_epochs * math.ceil(epoch_updates / EMA_INTERVAL))
         average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(decay))
     scheduler = _make_scheduler(optimizer, recipe, epoch_updates)
     return TrainState(classifier, optimizer, scheduler, average, torch.Generator().manual_seed(seed))
@@ -221,7 +223,7 @@ def _batches(
 
 def _progress_bar(epoch: int, recipe: Recipe, images: int) -> "tqdm[None]":
     """Return the progress bar of an epoch, silent without a terminal."""
-    total = -(-images // recipe.batch_size)
+    total = math.ceil(images / recipe.batch_size)
     return tqdm(total=total, desc=f"epoch {epoch}/{recipe.epochs}", unit="batch", leave=False, disable=None)
 
 

@@ -1,12 +1,9 @@
 """The registry's operations: register a model, promote it to champion, roll back."""
 
 import contextlib
-import getpass
-import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 
 import mlflow
 from mlflow import MlflowClient
@@ -18,12 +15,11 @@ from drilldown.errors import ChampionError, ParameterError, RegistryError
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation
 from drilldown.registry import integrity, promotion
+from drilldown.registry.champion import get_champion, previous_champion, set_champion, versions
 from drilldown.registry.verify import Verifier, verify
 from drilldown.reporting.gate import Verdict
 from drilldown.tracking.store import store_lock
 from drilldown.tracking.tags import ours, prefixed
-
-CHAMPION_HISTORY = "champion/"  # tags of the registered model whose names begin so are the champion's history
 
 
 @dataclass(frozen=True)
@@ -35,23 +31,6 @@ class Registration:
     champion: bool
     reason: str
     details: str = ""  # the comparison with the champion, as Markdown
-
-
-@dataclass(frozen=True)
-class Change:
-    """An entry of the champion's history: the alias `champion` moved from one version to another."""
-
-    at: str  # UTC, ISO 8601
-    by: str
-    kind: str  # promotion or rollback
-    before: str | None
-    after: str
-    why: str
-    made: bool = False  # the entry is written before the alias moves, and confirmed afterwards
-
-    def __str__(self) -> str:
-        unmade = "" if self.made else " (announced, and never made)"
-        return f"{self.at}  {self.kind}  {self.before or 'none'} → {self.after}  by {self.by}: {self.why}{unmade}"
 
 
 def model_name(dataset: str) -> str:
@@ -101,11 +80,7 @@ def register(
 
 def _find(client: MlflowClient, name: str, model_uri: str, run_id: str) -> ModelVersion | None:
     # By the run, too: a run that was resumed after its registration exports the same model again.
-    found = (
-        version
-        for version in _versions(client, name).values()
-        if version.source == model_uri or version.run_id == run_id
-    )
+    found = (version for version in versions(name).values() if version.source == model_uri or version.run_id == run_id)
     return next(found, None)
 
 
@@ -159,7 +134,7 @@ def promote(
         _tag_version(client, name, version, {f"promotion.{key}": str(value) for key, value in result.items()})
         client.update_model_version(name, version, details)
         if promoted:
-            _set_champion(client, name, champion, version, "promotion", f"{why}; {reason}")
+            set_champion(name, champion, version, "promotion", f"{why}; {reason}")
     return Registration(name, version, promoted, reason, details)
 
 
@@ -175,12 +150,12 @@ def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -
     with store_lock(name), _verifier(verifier) as verifier:
         champion = get_champion(name)
         current = f"version {champion.version}" if champion else "none"
-        previous = _previous_champion(client, name, champion)
+        previous = previous_champion(name, champion)
         if previous is None:
             raise RegistryError(f"{name} has no earlier champion to go back to: the champion is {current}")
         verify([previous], dataset, verifier)
         version = str(previous.version)
-        _set_champion(client, name, champion, version, "rollback", why)
+        set_champion(name, champion, version, "rollback", why)
     return Registration(name, version, True, f"it was champion before; the champion was {current}")
 
 
@@ -189,19 +164,8 @@ def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verif
     return contextlib.nullcontext(given) if given else Verifier()
 
 
-def get_champion(name: str) -> ModelVersion | None:
-    """The version with the alias `champion`, if there is one."""
-    client = MlflowClient()
-    version = client.get_registered_model(name).aliases.get("champion")
-    return client.get_model_version(name, version) if version else None
-
-
-def _versions(client: MlflowClient, name: str) -> dict[str, ModelVersion]:
-    return {str(version.version): version for version in client.search_model_versions(f"name = '{name}'")}
-
-
 def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
-    found = _versions(client, name)
+    found = versions(name)
     if version not in found:
         existing = ", ".join(sorted(found, key=int)) or "none"
         raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {existing}")
@@ -211,61 +175,3 @@ def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
 def _tag_version(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> None:
     for key, value in prefixed(tags).items():
         client.set_model_version_tag(name, version, key, value)
-
-
-def _set_champion(
-    client: MlflowClient, name: str, champion: ModelVersion | None, version: str, kind: str, why: str
-) -> None:
-    """Move the alias, and write an entry into the champion's history: announced before, confirmed afterwards.
-
-    The entry is a tag of the registered model, so it outlives both versions.
-    """
-    now = datetime.now(UTC)
-    before = str(champion.version) if champion else None
-    change = Change(now.isoformat(timespec="seconds"), _user(), kind, before, version, why)
-    (tag,) = prefixed({f"{CHAMPION_HISTORY}{now:%Y%m%dT%H%M%S.%f}": ""})
-    client.set_registered_model_tag(name, tag, json.dumps(asdict(change)))
-    client.set_registered_model_alias(name, "champion", version)
-    client.set_registered_model_tag(name, tag, json.dumps(asdict(replace(change, made=True))))
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user without a name, as in containers
-        return "unknown"
-
-
-def champion_history(name: str) -> list[Change]:
-    """Every change of the champion, the oldest first, including those that were announced but never made."""
-    model = MlflowClient().get_registered_model(name)
-    tags = ours(model.tags)
-    changes = [Change(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(CHAMPION_HISTORY)]
-    # A change whose process was killed before it confirmed was made if the next change starts where this one led.
-    champions_after = [*(change.before for change in changes[1:]), str(model.aliases.get("champion"))]
-    return [
-        replace(change, made=change.made or change.after == champion)
-        for change, champion in zip(changes, champions_after, strict=False)
-    ]
-
-
-def _previous_champion(client: MlflowClient, name: str, champion: ModelVersion | None) -> ModelVersion | None:
-    """The last champion before this one that still exists and was not rolled back."""
-    line: list[str] = []
-    for change in champion_history(name):
-        if change.before and line[-1:] != [change.before]:
-            line.append(change.before)  # it became champion by other means, as in MLflow's UI
-        if change.kind == "rollback":
-            _cut(line, change.after)
-        line.append(change.after)
-    current = str(champion.version) if champion else None
-    _cut(line, current)
-    existing = _versions(client, name)
-    return next((existing[version] for version in reversed(line) if version in existing and version != current), None)
-
-
-def _cut(line: list[str], version: str | None) -> None:
-    """Remove the version's last appearance from the line, and everything after it."""
-    if version in line:
-        while line.pop() != version:
-            pass

@@ -1,0 +1,102 @@
+"""The champion of a registered model: which version it is, and the history of its changes."""
+
+import getpass
+import json
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from drilldown.tracking.tags import ours, prefixed
+
+HISTORY = "champion/"  # the history is kept in tags of the registered model; their names begin so
+
+
+@dataclass(frozen=True)
+class Change:
+    """An entry of the champion's history: the alias `champion` moved from one version to another."""
+
+    at: str  # UTC, ISO 8601
+    by: str
+    kind: str  # promotion or rollback
+    before: str | None
+    after: str
+    why: str
+    made: bool = False  # the entry is written before the alias moves, and confirmed afterwards
+
+    def __str__(self) -> str:
+        unmade = "" if self.made else " (announced, and never made)"
+        return f"{self.at}  {self.kind}  {self.before or 'none'} → {self.after}  by {self.by}: {self.why}{unmade}"
+
+
+def get_champion(name: str) -> ModelVersion | None:
+    """The version with the alias `champion`, if there is one."""
+    client = MlflowClient()
+    version = client.get_registered_model(name).aliases.get("champion")
+    return client.get_model_version(name, version) if version else None
+
+
+def versions(name: str) -> dict[str, ModelVersion]:
+    """All versions of the registered model, by number."""
+    return {str(version.version): version for version in MlflowClient().search_model_versions(f"name = '{name}'")}
+
+
+def set_champion(name: str, champion: ModelVersion | None, version: str, kind: str, why: str) -> None:
+    """Move the alias from the champion to a version, and write an entry into the history.
+
+    The entry is written before and confirmed afterwards. It is a tag of the registered model, so it outlives both
+    versions.
+    """
+    client = MlflowClient()
+    now = datetime.now(UTC)
+    before = str(champion.version) if champion else None
+    change = Change(now.isoformat(timespec="seconds"), _user(), kind, before, version, why)
+    (tag,) = prefixed({f"{HISTORY}{now:%Y%m%dT%H%M%S.%f}": ""})
+    client.set_registered_model_tag(name, tag, json.dumps(asdict(change)))
+    client.set_registered_model_alias(name, "champion", version)
+    client.set_registered_model_tag(name, tag, json.dumps(asdict(replace(change, made=True))))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in containers
+        return "unknown"
+
+
+def champion_history(name: str) -> list[Change]:
+    """Every change of the champion, the oldest first, including those that were announced but never made."""
+    model = MlflowClient().get_registered_model(name)
+    tags = ours(model.tags)
+    changes = [Change(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(HISTORY)]
+    # A change whose process was killed before it confirmed was made if the next change starts where this one led.
+    champions_after = [*(change.before for change in changes[1:]), str(model.aliases.get("champion"))]
+    return [
+        replace(change, made=change.made or change.after == champion)
+        for change, champion in zip(changes, champions_after, strict=False)
+    ]
+
+
+def previous_champion(name: str, champion: ModelVersion | None) -> ModelVersion | None:
+    """The last champion before this one that still exists and was not rolled back."""
+    champions: list[str] = []
+    for change in champion_history(name):
+        if change.before and champions[-1:] != [change.before]:
+            champions.append(change.before)  # it became champion by other means, as in MLflow's UI
+        if change.kind == "rollback":
+            _cut(champions, change.after)
+        champions.append(change.after)
+    current = str(champion.version) if champion else None
+    _cut(champions, current)
+    existing = versions(name)
+    return next(
+        (existing[version] for version in reversed(champions) if version in existing and version != current), None
+    )
+
+
+def _cut(champions: list[str], version: str | None) -> None:
+    """Remove the version's last appearance, and everything after it."""
+    if version in champions:
+        while champions.pop() != version:
+            pass
