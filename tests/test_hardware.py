@@ -71,3 +71,21 @@ def test_the_processor_has_a_name():
     cores, _, model = hardware.processor_name(torch.device("cpu")).partition(" × ")
     assert int(cores) == hardware.cores()
     assert model.strip()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, str(hardware.SPIN_COUNT)),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+)
+def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch, given, expected):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    hardware.limit_spinning()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)  # it was not set by the patch
