@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 
+from drilldown import steps
+from drilldown.errors import StepError
 from drilldown.learning.recipe import Recipe, Target
 from drilldown.reporting import report
 from drilldown.steps import ROOT, STEP_NAMES, load_step
@@ -169,6 +171,24 @@ def test_a_step_that_cannot_be_imported_raises_its_own_error(tmp_path):
         check=True,
     )
     assert done.stdout.splitlines() == ["its own error", "its own error", "steps.step2 False"]
+
+
+@pytest.mark.parametrize(
+    ("source", "attribute"),
+    [
+        ("", "Network"),
+        ("Network = 3", "Network"),
+        ("def Network(): ...\nRECIPE = {'lr': 0.1}", "RECIPE"),
+        ("from drilldown.learning.recipe import Recipe\ndef Network(): ...\nRECIPE = Recipe()", "TARGET"),
+    ],
+)
+def test_a_step_without_one_of_its_parts_is_refused(tmp_path, monkeypatch, source, attribute):
+    (tmp_path / "partial.py").write_text(source)
+    monkeypatch.setattr(steps, "FOLDER", tmp_path)
+    monkeypatch.delitem(sys.modules, "steps.partial", raising=False)
+    with pytest.raises(StepError, match=rf"steps/partial\.py declares no {attribute}: a step has one, as in "):
+        load_step("partial")
+    del sys.modules["steps.partial"]
 
 
 LIGHT = ("steps", "choices", "errors", "messages", "process", "hardware", "learning.recipe")

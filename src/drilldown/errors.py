@@ -16,6 +16,10 @@ class ParameterError(DrilldownError, ValueError):
     exit_code = 2
 
 
+class StepError(DrilldownError):
+    """A step's file lacks something that every step declares."""
+
+
 class DataError(DrilldownError):
     """The data cannot be had, or fails its checksum."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from drilldown.errors import StepError
 from drilldown.learning.recipe import Recipe, Target
 
 if TYPE_CHECKING:
@@ -30,8 +31,18 @@ class Step:
 
 
 def load_step(name: str) -> Step:
-    """Load a step from its file, from any working directory; a file that cannot be imported raises its own error."""
+    """Load a step from its file, from any working directory; a file that cannot be imported raises its own error.
+
+    Raises StepError when the file does not declare what a step consists of.
+    """
     module = _import(name)
+    for attribute, is_declared, example in (
+        ("Network", callable, "class Network(nn.Module)"),
+        ("RECIPE", lambda value: isinstance(value, Recipe), "RECIPE = Recipe(epochs=15)"),
+        ("TARGET", lambda value: isinstance(value, Target), "TARGET = Target()"),
+    ):
+        if not is_declared(getattr(module, attribute, None)):
+            raise StepError(f"steps/{name}.py declares no {attribute}: a step has one, as in {example}")
     return Step(name, module.Network, module.RECIPE, module.TARGET, module.__doc__ or "")
 
 

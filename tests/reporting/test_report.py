@@ -1,5 +1,7 @@
 """A run in words."""
 
+import pytest
+
 from drilldown.learning.recipe import Goal
 from drilldown.learning.train import EpochMetrics
 from drilldown.reporting import report
@@ -50,6 +52,15 @@ def test_the_report_has_the_result_of_this_run():
     assert "**Gate failed.** one reason; another" in text
     assert "it helps." in text
     assert "none." not in text  # the docstring's result is of other runs
+
+
+@pytest.mark.parametrize("docstring", ["", "A title.", "A title.\n\nWords: without a known heading."])
+def test_headings_are_optional(docstring):
+    text = report.markdown(docstring, 3, HISTORY, Verdict(True, ("fine",), {}), Goal(accuracy=98.5), "test")
+    assert text.startswith("# A t")
+    assert "Accuracy after 6 epochs" in text
+    assert "Target" not in text
+    assert "Analysis" not in text
 
 
 def test_lines_for_the_screen():

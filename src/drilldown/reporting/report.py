@@ -16,10 +16,11 @@ SECTIONS = ("Target", "Result", "Analysis", "Run")
 
 
 def sections(docstring: str) -> dict[str, str]:
-    """Split a step's docstring by its headings; "Title" is its first line."""
+    """Split a step's docstring by the headings of SECTIONS that it has; "Title" is its first line."""
     title, *paragraphs = docstring.strip().split("\n\n")
     parts = (paragraph.partition(":") for paragraph in paragraphs)
-    return {"Title": title} | {heading.strip(): " ".join(text.split()) for heading, _, text in parts}
+    found = {heading.strip(): " ".join(text.split()) for heading, _, text in parts}
+    return {"Title": title} | {heading: found[heading] for heading in SECTIONS if heading in found}
 
 
 def epoch_line(row: EpochMetrics, epochs: int, split: str) -> str:
@@ -38,20 +39,21 @@ def verdict_lines(verdict: Verdict) -> str:
 def markdown(
     docstring: str, seed: int, history: Sequence[EpochMetrics], verdict: Verdict, goal: Goal, split: str
 ) -> str:
-    """The report of one run: its own result between the target and the analysis from the step's docstring."""
+    """The report of one run: its result, between the target and the analysis of the docstring, if it has them."""
     texts = sections(docstring)
     accuracies = [row.eval_accuracy for row in history]
     summary = summarize(accuracies, goal)
     last = ", ".join(f"{accuracy:.2f}" for accuracy in accuracies[-goal.last :])
+    target, analysis = texts.get("Target"), texts.get("Analysis")
     return "\n\n".join(
         [
-            f"# {texts['Title']}",
-            f"**Target.** {texts['Target']}",
+            f"# {texts['Title'] or 'A training'}",
+            *([f"**Target.** {target}"] if target else []),
             f"**Result of this run** (seed {seed}). Accuracy after {len(history)} epochs: {summary.final_accuracy:.2f} "
             f"% of the {split} images. The last epochs: {last} %. "
             f"Epochs at or above {goal.accuracy:g} %: {summary.epochs_at_target}.",
             f"**Gate {'passed' if verdict.passed else 'failed'}.** {'; '.join(verdict.reasons)}",
-            f"**Analysis of the step.** {texts['Analysis']}",
+            *([f"**Analysis of the step.** {analysis}"] if analysis else []),
         ]
     )
 
