@@ -123,10 +123,11 @@ def predict(images: str, model: str) -> None:
 @cli.command("record", help="Write results/STEP.json from the finished MNIST runs in the store.")
 @option("step", required=True, type=click.Choice(STEP_NAMES), help="step of the runs")
 @option("epochs", type=Number(whole=True, low=1), help="length of the runs  [default: the recipe's]")
-def record(step: str, epochs: int | None) -> None:
+@option("force", default="false", type=click.BOOL, help="replace a record with more seeds, or of another kind")
+def record(step: str, epochs: int | None, force: bool) -> None:
     from drilldown import workflow
 
-    workflow.record_results(step, epochs)
+    workflow.record_results(step, epochs, force)
 
 
 def main(arguments: list[str] | None = None) -> None:

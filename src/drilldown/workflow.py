@@ -317,8 +317,8 @@ def predict_images(images: str, model: str) -> None:
 
 
 @command
-def record_results(name: str, epochs: int | None) -> None:
+def record_results(name: str, epochs: int | None, force: bool) -> None:
     """Write results/STEP.json from the finished MNIST runs in the store."""
     recipe = load_step(name).recipe
-    file, left_out = records.write(name, recipe, epochs or recipe.epochs)
+    file, left_out = records.write(name, recipe, epochs or recipe.epochs, force)
     click.echo(f"{file}: the newest run of each seed; left out: {left_out}")

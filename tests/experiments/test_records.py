@@ -59,6 +59,23 @@ def test_a_short_run_never_takes_the_name_of_a_full_one(store, folder):
     assert records.read("step2") is None
 
 
+def test_fewer_seeds_or_another_recipe_do_not_replace_a_record_unless_forced(store, folder):
+    finished_run("step2", 0, [98.0, 98.5])
+    finished_run("step2", 1, [98.0, 98.5])
+    file, _ = records.write("step2", RECIPE, epochs=2)
+    finished_run("step2", 0, [99.0, 99.5], code="b")
+    before = file.read_bytes()
+    with pytest.raises(RecordError, match=r"it has 2 seeds, and the store has 1; force=true replaces it"):
+        records.write("step2", RECIPE, epochs=2)
+    finished_run("step2", 0, [99.0, 99.5], lr=0.5)
+    finished_run("step2", 1, [99.0, 99.5], lr=0.5)
+    with pytest.raises(RecordError, match="it differs in recipe; force=true"):
+        records.write("step2", replace(RECIPE, lr=0.5), epochs=2)
+    assert file.read_bytes() == before
+    assert records.write("step2", RECIPE, epochs=2, force=True) == (file, 2)
+    assert seeds(file) == [0]
+
+
 def test_runs_of_other_code_or_with_another_recipe_are_left_out(store, folder):
     finished_run("step2", 0, [98.0], code="b")
     finished_run("step2", 1, [98.0], code="b")

@@ -15,6 +15,7 @@ import mlflow
 from mlflow.entities import Run
 
 from drilldown.errors import RecordError
+from drilldown.learning.files import atomic_write
 from drilldown.learning.recipe import Goal, Recipe
 from drilldown.reporting import gate, report
 from drilldown.reporting.statistics import format_spread, pass_rate, summarize
@@ -26,6 +27,7 @@ Record = Mapping[str, Any]  # as in results/STEP.json
 
 FOLDER = ROOT / "results"
 STUDY = FOLDER / "study.json"
+KIND = ("parameters", "dataset_digest", "recipe")  # what the runs of a record and of the one that replaces it share
 GOAL = Goal(accuracy=99.4)  # on MNIST; the records' runs are compared with it
 # Recipe fields of version 0.1, and their names since. Its records and runs are still read.
 RENAMED = {
@@ -36,12 +38,13 @@ RENAMED = {
 }
 
 
-def write(step: str, recipe: Recipe, epochs: int) -> tuple[Path, int]:
+def write(step: str, recipe: Recipe, epochs: int, force: bool = False) -> tuple[Path, int]:
     """Record the step's finished MNIST runs with this recipe and number of epochs; the newest run of each seed.
 
     Leaves out runs that differ from the newest in code, data, versions, engine, machine or threads, and older runs of
     the same seed. Returns the file and the number of runs left out. If `epochs` is not the recipe's, the file name says
-    so. Raises RecordError if there is no such run.
+    so. Raises RecordError if there is no such run, or, without `force`, if the file has more seeds or another network,
+    recipe or dataset.
     """
     wanted = replace(recipe, epochs=epochs)
     found = [run for run in finished_runs(step=step, dataset="mnist") if has_recipe(run, wanted)]
@@ -56,8 +59,22 @@ def write(step: str, recipe: Recipe, epochs: int) -> tuple[Path, int]:
             newest.setdefault(int(run.data.params["run.seed"]), run)
     record = from_runs(step, newest)
     file = FOLDER / (f"{step}.json" if epochs == recipe.epochs else f"{step}-{epochs}-epochs.json")
-    file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    if not force and file.exists():
+        _check_replaceable(file, record)
+    atomic_write(file, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     return file, len(found) - len(newest)
+
+
+def _check_replaceable(file: Path, record: Record) -> None:
+    """Raise RecordError if the record is not as good as the one in the file, or not of the same kind."""
+    kept = _read(file)
+    if len(kept["runs"]) > len(record["runs"]):
+        reason = f"it has {len(kept['runs'])} seeds, and the store has {len(record['runs'])}"
+    elif differences := [name for name in KIND if kept[name] != record[name]]:
+        reason = f"it differs in {', '.join(differences).replace('_', ' ')}"
+    else:
+        return
+    raise RecordError(f"{file} stays as it is: {reason}; force=true replaces it")
 
 
 def from_runs(step: str, runs: Mapping[int, Run]) -> dict[str, Any]:
@@ -119,8 +136,10 @@ def _measurements(seed: int, run: Run) -> dict[str, Any]:
 def read(step: str) -> dict[str, Any] | None:
     """The step's record of full runs, if there is one; its recipe's fields have today's names."""
     file = FOLDER / f"{step}.json"
-    if not file.exists():
-        return None
+    return _read(file) if file.exists() else None
+
+
+def _read(file: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(file.read_text())
     recipe = {RENAMED.get(name, name): value for name, value in record["recipe"].items()}
     return record | {"recipe": dict(sorted(recipe.items()))}
