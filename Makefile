@@ -26,8 +26,10 @@ setup: .venv/.installed
 # The environment's programs come first, so that `mlflow run` calls its python.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# The experiment of the runs, unless this variable of the user's or `mlflow run --experiment-name` names another.
+# The experiment of the runs, unless the user names another by a variable or an option of `mlflow run`.
+ifeq ($(MLFLOW_EXPERIMENT_ID)$(findstring --experiment-id,$(ARGS)),)
 store $(RUNS): export MLFLOW_EXPERIMENT_NAME ?= mnist-drilldown
+endif
 
 # MLflow never opens a database again whose creation was cut off; this creates it whole.
 store: setup

@@ -290,3 +290,28 @@ def test_an_engine_that_the_network_cannot_use_is_refused(store, capsys):
     assert code == 2
     assert line.startswith("engine is 'numba': it takes auto or torch for this network: Conv2d(1, 32,")
     assert store.search_runs(["0"]) == []
+
+
+def test_an_engine_that_the_network_cannot_use_is_refused_for_all_seeds_at_once(store, capsys):
+    code, line = refused(capsys, "repeat", "--step", "step1", "--engine", "numba", "--dataset", "digits")
+    assert code == 2
+    assert line.startswith("engine is 'numba': it takes auto or torch for this network: Conv2d(1, 32,")
+    assert run_status(store) == [("repeat step1", "FAILED")]
+
+
+def test_a_run_is_resumed_whatever_experiment_it_is_in(store, capsys, monkeypatch):
+    fit = workflow.train.fit
+
+    def interrupted_after_an_epoch(*args):
+        yield next(fit(*args))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workflow.train, "fit", interrupted_after_an_epoch)
+        assert refused(capsys, "step4", "--dataset", "digits", "--epochs", "2", "--engine", "torch")[0] == 130
+    (begun,) = store.search_runs(["0"])
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    __main__.main(["step4", "--resume", begun.info.run_id])
+    assert store.get_run(begun.info.run_id).info.status == "FINISHED"
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)

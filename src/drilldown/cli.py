@@ -5,6 +5,8 @@ A command imports `drilldown.workflow`, and with it PyTorch and MLflow, only onc
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -164,10 +166,9 @@ def fail(code: int | str | None, message: str) -> NoReturn:
 
 
 def _note(message: str) -> None:
-    import os
-
     if "MLFLOW_RUN_ID" in os.environ:  # only then does an error need MLflow, which takes seconds to import
-        from drilldown.tracking import store
+        with contextlib.suppress(Exception):  # a signal may have left packages half imported
+            from drilldown.tracking import store
 
-        store.quiet_mlflow()
-        store.note_error(message)
+            store.quiet_mlflow()
+            store.note_error(message)

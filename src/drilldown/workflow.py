@@ -16,7 +16,15 @@ from tqdm import tqdm
 
 from drilldown import hardware, process
 from drilldown.engine import accelerate
-from drilldown.errors import CheckpointError, CompareError, DrilldownError, PredictError, RegistryError, StoreError
+from drilldown.errors import (
+    CheckpointError,
+    CompareError,
+    DrilldownError,
+    ParameterError,
+    PredictError,
+    RegistryError,
+    StoreError,
+)
 from drilldown.experiments import compare, nested, records, repeat
 from drilldown.inference import predict
 from drilldown.learning import checkpoint, data, train
@@ -211,6 +219,8 @@ def _train_nested(
         try:
             step = load_step(name)
             engine = accelerate(step.network(), engine=options.engine, device=device).engine
+        except ParameterError:  # of the user, for all steps
+            raise
         except Exception as error:  # a broken step must not stop the others
             outcome = nested.Outcome(name, seed, "", error=f"{type(error).__name__}: {error}")
             click.echo(nested.outcome_line(outcome, Goal(dataset.target_accuracy)))

@@ -65,11 +65,11 @@ def test_fewer_seeds_or_another_recipe_do_not_replace_a_record_unless_forced(sto
     file, _ = records.write("step2", RECIPE, epochs=2)
     finished_run("step2", 0, [99.0, 99.5], code="b")
     before = file.read_bytes()
-    with pytest.raises(RecordError, match=r"it has 2 seeds, and the store has 1; force=true replaces it"):
+    with pytest.raises(RecordError, match=r"it has 2 seeds, and the store has 1; --force true replaces it"):
         records.write("step2", RECIPE, epochs=2)
     finished_run("step2", 0, [99.0, 99.5], lr=0.5)
     finished_run("step2", 1, [99.0, 99.5], lr=0.5)
-    with pytest.raises(RecordError, match="it differs in recipe; force=true"):
+    with pytest.raises(RecordError, match="it differs in recipe; --force true"):
         records.write("step2", replace(RECIPE, lr=0.5), epochs=2)
     assert file.read_bytes() == before
     assert records.write("step2", RECIPE, epochs=2, force=True) == (file, 2)

@@ -3,6 +3,8 @@
 import sqlite3
 from contextlib import closing
 
+import pytest
+
 from drilldown.tracking import database
 
 
@@ -15,14 +17,15 @@ def test_a_database_is_created_once(tmp_path):
     assert file.stat() == before
 
 
-def test_the_experiment_of_the_environment_is_created_with_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["my experiment", "Default"])
+def test_the_experiment_of_the_environment_is_created_with_it(tmp_path, monkeypatch, name):
     """Several `mlflow run` at once would each try to create it, and all but one would fail."""
     from mlflow import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "my experiment")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
     database.ensure(tmp_path / "mlflow.db")
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert {found.name for found in client.search_experiments()} == {"Default", "my experiment"}
+    assert {found.name for found in client.search_experiments()} == {"Default", name}
 
 
 def test_a_database_with_rows_is_left_alone_whoever_created_it(tmp_path):

@@ -74,7 +74,7 @@ def _check_replaceable(file: Path, record: Record) -> None:
         reason = f"it differs in {', '.join(differences).replace('_', ' ')}"
     else:
         return
-    raise RecordError(f"{file} stays as it is: {reason}; force=true replaces it")
+    raise RecordError(f"{file} stays as it is: {reason}; --force true replaces it")
 
 
 def from_runs(step: str, runs: Mapping[int, Run]) -> dict[str, Any]:

@@ -92,7 +92,10 @@ class Verifier:
             reply = b""
         if not reply:
             return self._explain_end()
-        error: str | None = json.loads(reply)
+        try:
+            error: str | None = json.loads(reply)
+        except ValueError:  # a library printed it while it was imported
+            return f"the verifying process replied {reply!r}"
         return error
 
     def _explain_end(self) -> str:

@@ -29,7 +29,8 @@ def ensure(file: Path) -> None:
         fresh.unlink(missing_ok=True)
         client = MlflowClient(f"sqlite:///{fresh}")
         client.search_experiments(max_results=1)
-        if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):  # of several `mlflow run`, only one could create it
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        if name and client.get_experiment_by_name(name) is None:  # of several `mlflow run`, only one could create it
             client.create_experiment(name)
         if file.exists():
             file.replace(file.with_name(f"{file.name}.unfinished"))

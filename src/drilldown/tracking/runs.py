@@ -47,6 +47,7 @@ def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterat
     """
     client = mlflow.MlflowClient()
     if resume:
+        mlflow.set_experiment(experiment_id=client.get_run(resume).info.experiment_id)  # wherever the run lies
         for tag, value in prefixed(_liveness()).items():  # while it still names a dead process, others would close it
             client.set_tag(resume, tag, value)
         if opened := os.environ.get("MLFLOW_RUN_ID"):

@@ -44,13 +44,13 @@ def connect() -> None:
         if file := _sqlite_file():
             database.ensure(Path(file))
         with short_timeouts():
-            _select_experiment()
             close_abandoned()
     except Exception as error:  # MLflow's, SQLAlchemy's, SQLite's: whatever it is, the store does not open
         uri = mlflow.get_tracking_uri()
         raise StoreError(
             f"MLFLOW_TRACKING_URI is {uri!r}: the store there does not answer ({explain(error)})"
         ) from error
+    _select_experiment()
 
 
 def _defer_signals_during_queries() -> None:
