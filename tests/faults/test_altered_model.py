@@ -56,7 +56,7 @@ def flip_bit(file: Path, place: int) -> None:
 )
 def test_flipped_bit_of_a_weight(champion, store, image, trained, digits, capsys, record_property):
     make_champion(trained, digits, "2")
-    images, weights = digits.test_images.numpy(), trained.eval_model.network.layers[0].weight.detach().numpy().tobytes()
+    images, weights = digits.test_images.numpy(), trained.eval_model.network.layers[1].weight.detach().numpy().tobytes()
     before = mlflow.pyfunc.load_model("models:/digits-cnn/1").predict(images)
     exported = champion / "data" / "model.pt2"
     assert exported.read_bytes().count(weights) == 1
