@@ -14,8 +14,8 @@ help:
 ## make setup                     create .venv from requirements.txt (6 GB)
 setup: .venv/.installed
 
-# The mark is written last: an installation that was cut off starts again. Packages whose bytecode is compiled here start
-# three seconds sooner, also where Python may not write it later.
+# The mark is written last: an installation that was cut off starts again. Bytecode is compiled here, so that commands start
+# sooner, also where Python may not write bytecode later.
 .venv/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep -o '^uv==[^ ]*' requirements.txt)"

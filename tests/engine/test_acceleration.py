@@ -237,7 +237,7 @@ def test_evaluation_is_torchs_to_the_last_bit(step, mode, engine, digits):
 
 @pytest.mark.parametrize("engine", ["numba", "torch"])
 def test_gradients_in_evaluation_mode_are_torchs_to_the_last_bit(engine):
-    """Those of equal values, too, of which torch's pool takes the first."""
+    """Equal values, too: the first of them gets the gradient, as in torch."""
     network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.MaxPool2d(2)).eval()
     x = torch.randint(0, 2, (3, 1, 8, 8)).float().requires_grad_()
     (plain,) = torch.autograd.grad(network(x).sum(), x)

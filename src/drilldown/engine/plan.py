@@ -17,7 +17,7 @@ class Plan:
     A forward pass overwrites what the pass before it saved for backward. `num_forwards` tells which pass is saved.
 
     Args:
-        layers: of kinds in LAYER_OPS, each of which takes the output of the layer before it.
+        layers: of kinds in LAYER_OPS; each takes the output of the layer before it.
         x: (N, C, H, W), an example of the input.
         requires_grad: whether backward may be called.
     """
