@@ -91,6 +91,11 @@ def test_a_bad_command(arguments, message, capsys):
     assert message in line
 
 
+def interrupted(*_):
+    """Stand in for a training that Ctrl-C interrupts at once."""
+    raise KeyboardInterrupt
+
+
 def run_status(store):
     return [(entry.info.run_name, entry.info.status) for entry in store.search_runs(["0"])]
 
@@ -179,11 +184,8 @@ def test_a_run_that_cannot_be_resumed(store, capsys):
 
 @NOT_RESUMED
 def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
-    def killed(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(workflow.train, "fit", killed)
+        patch.setattr(workflow.train, "fit", interrupted)
         refused(capsys, "step2", "--dataset", "digits")
     (begun,) = store.search_runs(["0"])
     code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
@@ -239,9 +241,6 @@ def test_nothing_to_compare_is_a_failed_run(store, capsys):
 
 
 def test_an_interrupted_run_is_killed(store, capsys, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(workflow.train, "fit", interrupted)
     code, line = refused(capsys, "step2", "--dataset", "digits")
     assert (code, line) == (130, "interrupted")
@@ -273,10 +272,7 @@ print(*sorted({{"torch", "mlflow", "numpy", "numba", "pandas", "matplotlib"}} & 
 
 
 def test_the_engine_that_auto_falls_back_to_is_said_with_the_reason(store, capsys, monkeypatch):
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(workflow.train, "fit", killed)
+    monkeypatch.setattr(workflow.train, "fit", interrupted)
     with pytest.raises(SystemExit):
         __main__.main(["step1", "--dataset", "digits"])
     said = capsys.readouterr().out.splitlines()[-1]
