@@ -295,6 +295,7 @@ def test_an_engine_that_the_network_cannot_use_is_refused_for_all_seeds_at_once(
     assert run_status(store) == [("repeat step1", "FAILED")]
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_whatever_experiment_it_is_in(store, capsys, monkeypatch):
     fit = workflow.train.fit
 

@@ -159,6 +159,7 @@ print(load_step("step2").network.__module__, "steps.broken" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_a_step_that_cannot_be_imported_raises_its_own_error(tmp_path):
     folder = copy_project(tmp_path / "project")
     (folder / "steps" / "broken.py").write_text("1 / 0\n")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
 from drilldown.engine import accelerate
 from drilldown.learning.classifier import Classifier
@@ -52,6 +52,7 @@ def test_several_batches_against_scikit_learn(digits, trained):
     assert evaluation.loss == pytest.approx(
         log_loss(labels, evaluation.probabilities.numpy(), labels=range(10)), rel=1e-4
     )
+    assert (evaluation.confusion() == confusion_matrix(labels, evaluation.predictions)).all()
 
 
 @pytest.mark.parametrize("engine", [None, "torch", "numba"])
