@@ -38,10 +38,13 @@ MAIN_PANEL = (205, 8, 1268, 2005)  # of MLflow's page, 1720 pixels wide: without
 
 
 def seeds(file: Path) -> None:
-    """The curves of step 4's seeds."""
+    """The accuracies of step 4's seeds."""
     record = recorded("step4")
     curves = {run["seed"]: run["test_accuracy"] for run in record["runs"]}
-    plots.seeds(curves, records.GOAL.accuracy).savefig(file, dpi=100)
+    final = records.figures(record)["final"]
+    details = f"{final} % of the mnist test images, gate passed by {records.num_passed(record)} of {len(curves)}"
+    caption = plots.Caption(f"step4, {len(curves)} seeds", f"{details}, results/step4.json")
+    plots.seeds(curves, records.GOAL.accuracy, caption).savefig(file)
 
 
 def steps(file: Path) -> None:
@@ -50,8 +53,9 @@ def steps(file: Path) -> None:
     table, notes = compare.rows(entries, "mnist"), compare.notes(entries, "mnist", {})
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "compare.html"
-        page.write_text(compare.page(table, notes, compare.figure(entries)))
-        take(page.as_uri(), file, width=1500, height=1600)
+        caption = compare.caption(entries, "mnist", "recorded in results/")
+        page.write_text(compare.page(table, notes, compare.figure(entries, caption), caption))
+        take(page.as_uri(), file, width=1500, height=2400)
 
 
 def recorded(name: str) -> records.Record:

@@ -34,7 +34,8 @@ from drilldown.options import TrainOptions
 from drilldown.registry import registry
 from drilldown.registry.champion import champion_history
 from drilldown.registry.verify import Verifier
-from drilldown.reporting import gate, report
+from drilldown.reporting import gate, plots, report
+from drilldown.reporting.statistics import format_probability
 from drilldown.steps import STEP_NAMES, Step, load_step
 from drilldown.tracking import provenance, runs, store
 
@@ -170,8 +171,6 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
 @command
 def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: bool) -> None:
     """Train a step with many seeds, each in a nested run, and log the spread of their figures."""
-    from drilldown.reporting import plots
-
     with runs.run(f"repeat {step}", {"repeat": step}) as parent:
         dataset = _load_dataset(options)
         goal = options.goal(load_step(step).target, dataset)
@@ -179,7 +178,7 @@ def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: 
         outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=jobs, quiet=True, reuse=reuse))
         summary = repeat.summarize(step, outcomes, goal, dataset.split)
         curves = {run.seed: run.accuracies for run in summary.runs if run.error is None}
-        figure = plots.seeds(curves, goal.accuracy, dataset.split)
+        figure = plots.seeds(curves, goal.accuracy, repeat.caption(summary, dataset, parent), dataset.split, goal.last)
         runs.log_repeat(summary.as_dict(), summary.metrics(), figure)
         click.echo(repeat.summary_lines(summary))
         nested.check(outcomes)
@@ -197,7 +196,8 @@ def train_all(options: TrainOptions, reuse: bool) -> None:
             step: compare.collect(step, dataset.digest, like=trained[step]) if step in trained else None
             for step in STEP_NAMES
         }
-        _log_comparison(entries, dataset.name, {outcome.step: outcome.error for outcome in outcomes if outcome.error})
+        failed = {outcome.step: outcome.error for outcome in outcomes if outcome.error}
+        _log_comparison(parent, entries, dataset.name, failed)
         nested.check(outcomes)
 
 
@@ -256,19 +256,23 @@ def _train_nested(
 @command
 def compare_steps(dataset: str) -> None:
     """Compare the finished runs of the steps."""
-    with runs.run("compare", {}):
+    with runs.run("compare", {}) as run_id:
         if not (newest := compare.newest(dataset)):
             raise CompareError(f"dataset is {dataset!r}: the store has no finished run to compare; train a step")
         name, digest = compare.dataset_of(newest)
         recipes = {step: load_step(step).recipe for step in STEP_NAMES}
-        _log_comparison({step: compare.collect(step, digest, recipe=recipes[step]) for step in STEP_NAMES}, name, {})
+        entries = {step: compare.collect(step, digest, recipe=recipes[step]) for step in STEP_NAMES}
+        _log_comparison(run_id, entries, name, {})
 
 
-def _log_comparison(entries: Mapping[str, compare.Entry | None], dataset: str, failed: Mapping[str, str]) -> None:
+def _log_comparison(
+    run_id: str, entries: Mapping[str, compare.Entry | None], dataset: str, failed: Mapping[str, str]
+) -> None:
     """Log the comparison, and print it in short."""
-    table, figure = compare.rows(entries, dataset), compare.figure(entries)
+    caption = compare.caption(entries, dataset, f"run {run_id[:8]}")
+    table, figure = compare.rows(entries, dataset), compare.figure(entries, caption)
     notes = compare.notes(entries, dataset, failed)
-    pages = compare.markdown(table, notes), compare.page(table, notes, figure)
+    pages = compare.markdown(table, notes), compare.page(table, notes, figure, caption)
     runs.log_comparison(dataset, *pages, compare.numbers(entries, table), figure)
     for row in table:
         click.echo(compare.line(row))
@@ -305,17 +309,18 @@ def _change_champion(
 @command
 def predict_images(images: str, model: str) -> None:
     """Classify image files by a registered model, and log the answers."""
-    from drilldown.reporting import plots
-
     files = predict.find_images(images)
-    with runs.run("predict", {}):
+    with runs.run("predict", {}) as run_id:
         loaded, lineage = predict.load(model)
         predictions, seen, refused = predict.predict(loaded, files)
         shown = predictions[:MAX_SHEET]
         sheet = plots.sheet(
             seen[:MAX_SHEET],
-            [f"{Path(row.file).name[-18:]}\n{row.digit} ({row.probability:.0%})" for row in shown],
-            f"{len(shown)} of {len(predictions):,} images, as the model saw them",
+            [f"{Path(row.file).name}\n{row.digit}: {format_probability(row.probability)}" for row in shown],
+            plots.Caption(
+                f"{len(shown)} of {len(predictions):,} images, as the model saw them",
+                f"{predict.model_name(lineage)}, run {run_id[:8]}",
+            ),
         )
         runs.log_predictions([asdict(row) for row in predictions], refused, sheet, lineage)
         if predictions:

@@ -190,13 +190,20 @@ def line(row: Mapping[str, str]) -> str:
     )
 
 
-def figure(entries: Mapping[str, Entry | None]) -> Figure:
+def caption(entries: Mapping[str, Entry | None], dataset: str, source: str) -> plots.Caption:
+    """What identifies the figure and the page; `source` says where they come from."""
+    present = ", ".join(step for step, entry in entries.items() if entry)
+    return plots.Caption(f"The steps side by side on {dataset}", f"{present or 'no step'}; {source}")
+
+
+def figure(entries: Mapping[str, Entry | None], caption: plots.Caption) -> Figure:
     """Accuracy against parameters, and the curves of all runs."""
     present = {step: entry for step, entry in entries.items() if entry}
     return plots.steps(
         {step: entry.record["parameters"] for step, entry in present.items()},
         {step: [run["test_accuracy"] for run in entry.record["runs"]] for step, entry in present.items()},
         sorted({entry.goal.accuracy for entry in present.values()}),
+        caption,
     )
 
 
@@ -206,11 +213,12 @@ def markdown(table: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
     return f"# The steps side by side\n\n{report.table(table)}\n![Accuracy of the steps](compare.png)\n\n{items}"
 
 
-def page(table: Sequence[Mapping[str, str]], notes: Sequence[str], figure: Figure) -> str:
+def page(table: Sequence[Mapping[str, str]], notes: Sequence[str], figure: Figure, caption: plots.Caption) -> str:
     """The comparison as one HTML page that needs no other file."""
     from jinja2 import Environment, FileSystemLoader
 
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150)
+    figure.savefig(png, format="png", dpi=200)
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("compare.html")
-    return template.render(table=table, notes=notes, picture=base64.b64encode(png.getvalue()).decode())
+    picture = base64.b64encode(png.getvalue()).decode()
+    return template.render(table=table, notes=notes, caption=caption, picture=picture)

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from drilldown.experiments.nested import Outcome
+from drilldown.learning.data import Dataset
 from drilldown.learning.recipe import Goal
 from drilldown.reporting import statistics
+from drilldown.reporting.plots import Caption
 from drilldown.reporting.statistics import PassRate, Spread
 from drilldown.tracking.runs import metric_names
 
@@ -72,6 +74,17 @@ def summarize(step: str, outcomes: Sequence[Outcome], goal: Goal, split: str) ->
         spread={metric: statistics.spread(column) for metric, column in values.items() if column},
         runs=outcomes,
     )
+
+
+def caption(summary: RepeatSummary, dataset: Dataset, run_id: str) -> Caption:
+    """What identifies the figure of the seeds."""
+    finished = [outcome.accuracies[-1] for outcome in summary.runs if outcome.error is None]
+    facts = [f"run {run_id[:8]}"]
+    if summary.pass_rate:
+        facts.insert(0, f"gate passed by {summary.pass_rate.passed} of {summary.seeds}")
+    if finished:
+        facts.insert(0, f"{statistics.format_spread(finished)} % of the {dataset.name} {dataset.split} images")
+    return Caption(f"{summary.step}, {len(finished)} of {summary.seeds} seeds", ", ".join(facts))
 
 
 def summary_lines(summary: RepeatSummary) -> str:

@@ -24,6 +24,7 @@ from drilldown.learning.evaluate import Evaluation
 from drilldown.learning.recipe import Goal, Recipe
 from drilldown.learning.train import EpochMetrics, TrainState
 from drilldown.options import TrainOptions
+from drilldown.reporting import plots
 from drilldown.reporting.gate import Verdict
 from drilldown.reporting.statistics import summarize
 from drilldown.tracking import export, store
@@ -278,20 +279,9 @@ def log_end(
     """Log what training came to: figures, pictures, report, verdict and the model with its figures."""
     import pandas as pd
 
-    from drilldown.reporting import plots
-
     split, history = dataset.split, state.history
     mlflow.log_text(pd.DataFrame([row.named(split) for row in history]).to_csv(index=False), "history.csv")
-    mlflow.log_figure(plots.curves(history, goal.accuracy, split), "curves.png")
-    mlflow.log_figure(plots.confusion_matrix(evaluation.confusion()), "confusion_matrix.png")
-    wrong = evaluation.mistakes()[:MAX_MISTAKES]
-    mistakes = plots.mistakes(
-        dataset.test_images[wrong].numpy(),
-        evaluation.labels[wrong].tolist(),
-        evaluation.predictions[wrong].tolist(),
-        evaluation.probabilities[wrong].amax(1).tolist(),
-    )
-    mlflow.log_figure(mistakes, "mistakes.png")
+    _log_figures(history, evaluation, goal, dataset)
     mlflow.log_text(report, "report.md")
     mlflow.log_dict({**asdict(verdict), "target": asdict(goal)}, "gate.json")
     reason = "; ".join(verdict.reasons)
@@ -303,6 +293,32 @@ def log_end(
     metrics["parameters"] = state.classifier.num_parameters
     mlflow.log_metrics(metrics, step=len(history), model_id=model.model_id)
     return model
+
+
+def _log_figures(history: Sequence[EpochMetrics], evaluation: Evaluation, goal: Goal, dataset: Dataset) -> None:
+    """Log the figures of a training; each says of which run it is."""
+    active = mlflow.active_run()
+    assert active is not None
+    name, run_id, split = active.info.run_name, active.info.run_id, dataset.split
+    measured = f"{evaluation.accuracy:.2f} % of {len(evaluation.labels):,} {dataset.name} {split} images"
+
+    def caption(what: str) -> plots.Caption:
+        return plots.Caption(f"{name}: {what}", f"{measured}, run {run_id[:8]}")
+
+    every = evaluation.mistakes()
+    wrong = every[:MAX_MISTAKES]
+    mistakes = plots.mistakes(
+        dataset.test_images[wrong].numpy(),
+        evaluation.labels[wrong].tolist(),
+        evaluation.predictions[wrong].tolist(),
+        evaluation.probabilities[wrong].amax(1).tolist(),
+        caption(f"{len(wrong)} of {len(every):,} mistakes, the most confident first"),
+    )
+    mlflow.log_figure(plots.curves(history, goal.accuracy, caption("accuracy and loss"), split), "curves.png")
+    mlflow.log_figure(
+        plots.confusion_matrix(evaluation.confusion(), caption("confusion matrix")), "confusion_matrix.png"
+    )
+    mlflow.log_figure(mistakes, "mistakes.png")
 
 
 def log_repeat(summary: Mapping[str, object], metrics: Mapping[str, float], figure: Figure) -> None:
