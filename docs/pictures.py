@@ -28,11 +28,10 @@ from drilldown.reporting import plots
 from drilldown.steps import ROOT, STEP_NAMES, load_step
 from drilldown.tracking import store
 from drilldown.tracking.runs import finished_runs
+from tests.support.browser import open_page
 from tests.support.programs import server
 
 FOLDER = ROOT / "docs" / "images"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = ("gpu", "background-networking", "component-update", "sync")
 MARGIN = 20  # pixels below a page's last line
 MAIN_PANEL = (205, 8, 1268, 2005)  # of MLflow's page, 1720 pixels wide: without its menu and its assistant
 
@@ -126,18 +125,10 @@ def download(run: Run, artifact: str, file: Path) -> None:
 
 def take(address: str, file: Path, width: int, height: int, box: tuple[int, int, int, int] | None = None) -> None:
     """Take a picture of a page once its scripts have run: of this box, or of everything above the blank rest."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise click.ClickException("there is no Chromium: apt-get install chromium")
-    with tempfile.TemporaryDirectory() as profile:
-        subprocess.run(
-            [
-                browser, "--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars",
-                *(f"--disable-{feature}" for feature in QUIET), f"--user-data-dir={profile}",
-                f"--window-size={width},{height}", "--virtual-time-budget=60000", f"--screenshot={file}", address,
-            ],
-            capture_output=True, timeout=180, check=True,
-        )  # fmt: skip
+    try:
+        open_page(address, f"--window-size={width},{height}", f"--screenshot={file}")
+    except FileNotFoundError as error:
+        raise click.ClickException(str(error)) from None
     picture = Image.open(file).convert("RGB")
     if box is None:
         blank = Image.new("RGB", picture.size, picture.getpixel((0, height - 1)))

@@ -20,6 +20,7 @@ from drilldown.errors import ParameterError, PredictError, VerificationError
 from drilldown.inference.framing import read_image
 from drilldown.messages import printable
 from drilldown.registry import integrity
+from drilldown.reporting.statistics import format_probability
 from drilldown.tracking.tags import ours
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
@@ -136,7 +137,8 @@ def table(predictions: list[Prediction], most: int = 100) -> str:
     width = max((len(row.file) for row in predictions[:most]), default=0)
     lines = [f"{'file':{width}}  digit  probability  second guess"]
     lines += [
-        f"{row.file:{width}}  {row.digit:5}  {row.probability:11.2%}  {row.second_digit} ({row.second_probability:.2%})"
+        f"{row.file:{width}}  {row.digit:5}  {format_probability(row.probability):>11}  "
+        f"{row.second_digit} ({format_probability(row.second_probability)})"
         for row in predictions[:most]
     ]
     if len(predictions) > most:

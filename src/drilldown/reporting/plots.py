@@ -211,8 +211,8 @@ def _figure(height: float, caption: Caption) -> Figure:
     whole = height + HEADING
     figure = Figure(figsize=(WIDTH, whole), dpi=DPI, layout=ConstrainedLayoutEngine(rect=(0, 0, 0.99, height / whole)))
     width = 72 * WIDTH - 10
-    title, details = _fit(caption.title, width, 12, "bold"), _fit(caption.details, width, 10)
-    figure.text(0.012, 1 - 0.08 / whole, title, va="top", size=12, weight="bold", parse_math=False)
+    title, details = _fit(caption.title, width, 11, "bold"), _fit(caption.details, width, 10)
+    figure.text(0.012, 1 - 0.08 / whole, title, va="top", size=11, weight="bold", parse_math=False)
     figure.text(0.012, 1 - 0.34 / whole, details, va="top", size=10, color=GREY, parse_math=False)
     return figure
 

@@ -312,12 +312,11 @@ def _log_figures(history: Sequence[EpochMetrics], evaluation: Evaluation, goal: 
         evaluation.labels[wrong].tolist(),
         evaluation.predictions[wrong].tolist(),
         evaluation.probabilities[wrong].amax(1).tolist(),
-        caption(f"{len(wrong)} of {len(every):,} mistakes, the most confident first"),
+        caption(f"{len(wrong)} of {len(every):,} mistakes, most confident first"),
     )
+    matrix = plots.confusion_matrix(evaluation.confusion(), caption("confusion matrix"))
     mlflow.log_figure(plots.curves(history, goal.accuracy, caption("accuracy and loss"), split), "curves.png")
-    mlflow.log_figure(
-        plots.confusion_matrix(evaluation.confusion(), caption("confusion matrix")), "confusion_matrix.png"
-    )
+    mlflow.log_figure(matrix, "confusion_matrix.png")
     mlflow.log_figure(mistakes, "mistakes.png")
 
 
