@@ -40,9 +40,10 @@ def seeds(file: Path) -> None:
     """The accuracies of step 4's seeds."""
     record = recorded("step4")
     curves = {run["seed"]: run["test_accuracy"] for run in record["runs"]}
-    final = records.figures(record)["final"]
-    details = f"{final} % of the mnist test images, gate passed by {records.num_passed(record)} of {len(curves)}"
-    caption = plots.Caption(f"step4, {len(curves)} seeds", f"{details}, results/step4.json")
+    caption = plots.Caption(
+        f"step4: {len(curves)} seeds, gate passed by {records.num_passed(record)}",
+        f"{records.figures(record)['final']} % of the mnist test images, results/step4.json",
+    )
     plots.seeds(curves, records.GOAL.accuracy, caption).savefig(file)
 
 

@@ -314,12 +314,14 @@ def predict_images(images: str, model: str) -> None:
         loaded, lineage = predict.load(model)
         predictions, seen, refused = predict.predict(loaded, files)
         shown = predictions[:MAX_SHEET]
+        name = lineage.get("model.name")
+        answered_by = f"{name} version {lineage['model.version']}" if name else model
         sheet = plots.sheet(
             seen[:MAX_SHEET],
             [f"{Path(row.file).name}\n{row.digit}: {format_probability(row.probability)}" for row in shown],
             plots.Caption(
                 f"{len(shown)} of {len(predictions):,} images, as the model saw them",
-                f"{predict.model_name(lineage)}, run {run_id[:8]}",
+                f"{answered_by}, run {run_id[:8]}",
             ),
         )
         runs.log_predictions([asdict(row) for row in predictions], refused, sheet, lineage)

@@ -25,7 +25,10 @@ ACCURACIES = {
 
 
 def draw(figure):
-    """Draw the figure, and check what holds for all: it shows the caption, and no text covers another or is cut off."""
+    """Draw the figure, and check what holds for all.
+
+    It shows the caption, no text covers another or is cut off, and the legend covers no line.
+    """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     shown = texts(figure)
@@ -36,6 +39,8 @@ def draw(figure):
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, text  # noqa: PT018
     for (one, box), (other, other_box) in itertools.combinations(boxes, 2):
         assert not box.padded(-1).overlaps(other_box), (one, other)
+    for legend, axes in itertools.product(figure.legends, figure.axes):
+        assert not legend.get_window_extent(renderer).overlaps(axes.bbox)
     return np.asarray(canvas.buffer_rgba())
 
 
@@ -141,8 +146,8 @@ def test_seeds_are_a_range_with_median_and_the_worst(count):
     drawn = lines(axes)
     assert drawn.pop("target 99.4 %") == [99.4, 99.4]
     assert drawn["median"] == pytest.approx(np.quantile(values, 0.5, axis=0))
-    assert drawn["seed 6, lowest in the last 5 epochs"] == list(values[1])
-    assert set(drawn) == {"median", "seed 6, lowest in the last 5 epochs"}
+    assert drawn["seed 6, lowest in last 5 epochs"] == list(values[1])
+    assert set(drawn) == {"median", "seed 6, lowest in last 5 epochs"}
     (band,) = axes.collections
     corners = band.get_paths()[0].vertices
     for epoch in range(1, 21):
@@ -214,6 +219,8 @@ def test_a_step_looks_the_same_in_every_figure():
     assert all(len(found) == 1 for found in looks.values())
     assert len(set.union(*looks.values())) == len(looks) == 6
     assert len({color for step in SIZES for color, _ in looks[step]}) == 5
+    assert looks["step4"] == {("#d55e00", "D")}
+    assert looks["wide"] == {("#56b4e9", "o")}  # in every process, too
 
 
 @pytest.mark.parametrize("share", [1.0, 0.02])
@@ -257,6 +264,15 @@ def test_long_and_strange_file_names_fit():
     assert re.fullmatch(r"…W+\.png\n4: 99\.88 %", shown[0])
     assert shown[1:3] == ["$x^$.png\n4: 99.88 %", "?? 😀.png\n4: 99.88 %"]
     assert shown[4] == "\n4: 99.88 %"
+
+
+def test_many_steps_with_long_names_can_be_told_apart():
+    names = [f"a_step_of_my_own_with_a_long_name_{number}" for number in range(12)]
+    figure = plots.steps(dict.fromkeys(names, 10_000), {name: [FAR, FAR] for name in names}, [99.4], CAPTION)
+    draw(figure)
+    assert len(set(legend(figure))) == 13
+    drawn = figure.axes[1].get_lines()[:12]
+    assert len({(to_hex(line.get_color()), line.get_marker()) for line in drawn}) == 12
 
 
 def test_a_long_caption_is_shortened():

@@ -104,6 +104,23 @@ def test_a_whole_run(store, trained, digits, tracked):
     assert loaded.metadata.signature == export.SIGNATURE
 
 
+def test_every_figure_says_what_it_shows_and_of_which_run(store, trained, digits, monkeypatch):
+    logged = {}
+    monkeypatch.setattr(runs.mlflow, "log_figure", lambda figure, name: logged.update({name: figure.texts}))
+    monkeypatch.setattr(export, "log_model", lambda *_: type("Info", (), {"model_id": None}))
+    monkeypatch.setattr(runs, "MAX_MISTAKES", 3)
+    run_id, _, _, evaluation = track(trained, digits)
+    count = len(evaluation.mistakes())
+    assert count > 3
+    assert {name: texts[0].get_text() for name, texts in logged.items()} == {
+        "curves.png": "small seed 7: accuracy and loss",
+        "confusion_matrix.png": "small seed 7: confusion matrix",
+        "mistakes.png": f"small seed 7: 3 of {count} mistakes, most confident first",
+    }
+    details = f"{evaluation.accuracy:.2f} % of 360 digits test images, run {run_id[:8]}"
+    assert {texts[1].get_text() for texts in logged.values()} == {details}
+
+
 def test_a_figure_of_the_validation_slice_never_has_a_test_figures_name(store, trained, digits, monkeypatch):
     held = digits.hold_out(100)
     logged = {}

@@ -78,13 +78,13 @@ def summarize(step: str, outcomes: Sequence[Outcome], goal: Goal, split: str) ->
 
 def caption(summary: RepeatSummary, dataset: Dataset, run_id: str) -> Caption:
     """What identifies the figure of the seeds."""
-    finished = [outcome.accuracies[-1] for outcome in summary.runs if outcome.error is None]
-    facts = [f"run {run_id[:8]}"]
+    finals = [outcome.accuracies[-1] for outcome in summary.runs if outcome.error is None]
+    title, details = f"{summary.step}: {len(finals)} of {summary.seeds} seeds", f"run {run_id[:8]}"
     if summary.pass_rate:
-        facts.insert(0, f"gate passed by {summary.pass_rate.passed} of {summary.seeds}")
-    if finished:
-        facts.insert(0, f"{statistics.format_spread(finished)} % of the {dataset.name} {dataset.split} images")
-    return Caption(f"{summary.step}, {len(finished)} of {summary.seeds} seeds", ", ".join(facts))
+        title += f", gate passed by {summary.pass_rate.passed}"
+    if finals:
+        details = f"{statistics.format_spread(finals)} % of the {dataset.name} {dataset.split} images, {details}"
+    return Caption(title, details)
 
 
 def summary_lines(summary: RepeatSummary) -> str:

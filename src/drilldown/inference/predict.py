@@ -1,7 +1,6 @@
 """Prediction: find image files, load a model, and predict the digit in each file."""
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -93,13 +92,6 @@ def _registered_version(model_uri: str) -> ModelVersion | None:
     client = mlflow.MlflowClient()
     name, *version = get_model_name_and_version(client, model_uri)
     return client.get_model_version(name, *version) if version else None  # models:/m-… is not registered
-
-
-def model_name(lineage: Mapping[str, str]) -> str:
-    """The model in a few words, from the tags that identify it."""
-    if name := lineage.get("model.name"):
-        return f"{name} version {lineage['model.version']}"
-    return lineage["model"]
 
 
 def predict(model: PyFuncModel, files: list[Path]) -> tuple[list[Prediction], np.ndarray, dict[str, str]]:

@@ -6,7 +6,7 @@ functions, as it takes a second to start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from itertools import zip_longest
@@ -101,12 +101,13 @@ def seeds(
     elif runs:
         _draw_band(axes, runs, f"range of {len(runs)} seeds", "median", color=COLORS[0], marker="o")
         worst = min(accuracies, key=lambda seed: min(accuracies[seed][-last:]))
-        label = f"seed {worst}, lowest in the last {last} epochs"
+        judged = len(accuracies[worst][-last:])
+        label = f"seed {worst}, lowest in last {judged} epochs" if judged > 1 else f"seed {worst}, the lowest"
         _draw_line(axes, accuracies[worst], label, color=COLORS[3], marker="v", linestyle=":")
     _scale_accuracies(axes, [value for run in runs for value in run], [target])
     axes.set_title(f"{split.capitalize()} accuracy (%){_stretched(axes)}")
     _label_epochs(axes, max(map(len, runs), default=1))
-    _draw_legend(figure, axes, columns=2)
+    _draw_legend(figure, axes)
     return figure
 
 
@@ -123,12 +124,12 @@ def steps(
     """
     figure = _figure(7.6, caption)
     sizes, curves = figure.subplots(2, 1)
+    looks = _looks(accuracies)
     for step, runs in accuracies.items():
-        look = _look(step)
         label = f"{step} ({len(runs)} seeds)" if len(runs) > 1 else step
         at = [parameters[step]] * len(runs)
-        sizes.plot(at, _finals(runs), linestyle="none", markersize=7, alpha=0.7, label=label, **look)
-        _draw_band(curves, runs, **look)
+        sizes.plot(at, _finals(runs), linestyle="none", markersize=7, alpha=0.7, label=label, **looks[step])
+        _draw_band(curves, runs, **looks[step])
     every_run = [run for runs in accuracies.values() for run in runs]
     _scale_accuracies(sizes, _finals(every_run), targets)
     sizes.set_title(f"Test accuracy (%) after the last epoch{_stretched(sizes)}")
@@ -217,10 +218,21 @@ def _figure(height: float, caption: Caption) -> Figure:
     return figure
 
 
-def _look(step: str) -> dict[str, Any]:
-    """Color and marker of a step; they follow from its name, so they are the same in every figure."""
-    number = int(step[4:]) - 1 if step.startswith("step") and step[4:].isdecimal() else crc32(step.encode())
-    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+def _looks(steps: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Color and marker of each step; they follow from its name, so they are the same in every figure.
+
+    Only if two names of one figure come to the same pair, the second one takes the next.
+    """
+    pairs: dict[int, str] = {}
+    for step in steps:
+        is_numbered = step.startswith("step") and step[4:].isdecimal()
+        number = int(step[4:]) - 1 if is_numbered else len(COLORS) + crc32(step.encode()) % 35
+        while pairs.setdefault(number % 42, step) != step:
+            number += 1
+    return {
+        step: {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+        for number, step in pairs.items()
+    }
 
 
 def _finals(runs: Sequence[Sequence[float]]) -> list[float]:
@@ -245,9 +257,11 @@ def _draw_band(
     _draw_line(axes, np.nanmedian(values, axis=1), median, **look)
 
 
-def _draw_legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
+def _draw_legend(figure: Figure, axes: Axes) -> None:
     """Draw the legend below everything, where no line is."""
     handles, labels = axes.get_legend_handles_labels()
+    labels = [_fit(label, 165, 10, keep_end=True) for label in labels]
+    columns = 3 if max(map(len, labels), default=0) < 20 else 2
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 

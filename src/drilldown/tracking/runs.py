@@ -321,7 +321,7 @@ def _log_figures(history: Sequence[EpochMetrics], evaluation: Evaluation, goal: 
 
 
 def log_repeat(summary: Mapping[str, object], metrics: Mapping[str, float], figure: Figure) -> None:
-    """Log what many seeds came to: the whole summary, its metrics, and every seed's curve."""
+    """Log what many seeds came to: the whole summary, its metrics, and a figure."""
     mlflow.log_dict(dict(summary), "repeat.json")
     mlflow.log_figure(figure, "seeds.png")
     mlflow.log_metrics(dict(metrics))
