@@ -129,8 +129,9 @@ def test_99_4_and_99_5_percent_are_apart_on_an_axis_from_20_percent():
     assert high - low > 0.02 * axes.bbox.height
 
 
-def test_a_loss_of_zero_can_be_drawn():
-    draw(plots.curves([EpochMetrics(1, 0.0, 100.0, 0.0, 100.0, 0.01, 2.0, 1e4)], 99.4, CAPTION))
+@pytest.mark.parametrize("loss", [0.0, 1e-12, np.inf])
+def test_extreme_losses_can_be_drawn(loss):
+    draw(plots.curves([EpochMetrics(1, loss, 100.0, loss, 100.0, 0.01, 2.0, 1e4)], 99.4, CAPTION))
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
@@ -219,6 +220,7 @@ def test_a_step_looks_the_same_in_every_figure():
     assert all(len(found) == 1 for found in looks.values())
     assert len(set.union(*looks.values())) == len(looks) == 6
     assert len({color for step in SIZES for color, _ in looks[step]}) == 5
+    assert len(plots._looks(map(str, range(50)))) == 50  # more than there are pairs
     assert looks["step4"] == {("#d55e00", "D")}
     assert looks["wide"] == {("#56b4e9", "o")}  # in every process, too
 

@@ -223,16 +223,16 @@ def _looks(steps: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     Only if two names of one figure come to the same pair, the second one takes the next.
     """
-    pairs: dict[int, str] = {}
+    looks: dict[str, dict[str, Any]] = {}
     for step in steps:
         is_numbered = step.startswith("step") and step[4:].isdecimal()
-        number = int(step[4:]) - 1 if is_numbered else len(COLORS) + crc32(step.encode()) % 35
-        while pairs.setdefault(number % 42, step) != step:
-            number += 1
-    return {
-        step: {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
-        for number, step in pairs.items()
-    }
+        first = int(step[4:]) - 1 if is_numbered else len(COLORS) + crc32(step.encode()) % 35
+        pairs = [
+            {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+            for number in range(first, first + len(COLORS) * len(MARKERS))
+        ]
+        looks[step] = next((pair for pair in pairs if pair not in looks.values()), pairs[0])
+    return looks
 
 
 def _finals(runs: Sequence[Sequence[float]]) -> list[float]:
@@ -297,7 +297,8 @@ def _stretched(axes: Axes) -> str:
 def _scale_losses(axes: Axes, losses: Sequence[float]) -> None:
     """Scale the vertical axis logarithmically."""
     least = 1e-9
-    _scale(axes, np.array(losses), (least, np.inf), lambda loss: np.log(np.maximum(loss, least)), np.exp, ROUND)
+    values = np.array([loss for loss in losses if np.isfinite(loss)] or [1.0])
+    _scale(axes, values, (least, np.inf), lambda loss: np.log(np.maximum(loss, least)), np.exp, ROUND)
 
 
 def _scale(
