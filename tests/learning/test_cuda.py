@@ -9,6 +9,8 @@ import torch
 from drilldown.errors import DivergedError
 from drilldown.learning import checkpoint, train
 from drilldown.learning.recipe import Recipe
+from drilldown.learning.side_by_side import fit_side_by_side
+from drilldown.steps import load_step
 from tests.support.networks import SMALL_RECIPE, SmallNetwork
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
@@ -22,8 +24,8 @@ def new_state(dataset, recipe=RECIPE, seed=0, network=SmallNetwork, device="cuda
     return train.init_state(network(), recipe, dataset, seed, selected)
 
 
-def trained(dataset, recipe=RECIPE, graphs=True, network=SmallNetwork):
-    state = new_state(dataset, recipe, network=network)
+def trained(dataset, recipe=RECIPE, graphs=True, network=SmallNetwork, seed=0):
+    state = new_state(dataset, recipe, seed, network)
     list(train.fit(state, recipe, dataset, graphs=graphs))
     return state
 
@@ -77,7 +79,7 @@ class LookingNetwork(SmallNetwork):
 
 def test_a_network_that_cannot_be_captured(digits, capsys):
     state = trained(digits, network=LookingNetwork)
-    assert capsys.readouterr().out.count("CUDA graphs: not used, because the update cannot be captured: ") == 1
+    assert capsys.readouterr().out.count("CUDA graphs: not used, because the training cannot be captured: ") == 1
     assert_same(state, trained(digits, graphs=False, network=LookingNetwork))
 
 
@@ -101,7 +103,7 @@ def test_the_host_waits_for_the_device_only_at_the_end_of_an_epoch(digits):
                 next(training)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        return len(caught)
+        return sum("called a synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
     assert waits(1) == waits(4)
 
@@ -109,7 +111,7 @@ def test_the_host_waits_for_the_device_only_at_the_end_of_an_epoch(digits):
 def test_a_diverging_training_says_where(digits):
     recipe = Recipe(epochs=5, lr=1e6)
     with pytest.raises(DivergedError, match=r"the loss of epoch \d, update \d+ is (nan|inf)"):
-        trained(digits, recipe)
+        trained(digits, recipe, network=load_step("step2").network)
 
 
 def test_it_trains_like_the_cpu(digits):
@@ -117,5 +119,27 @@ def test_it_trains_like_the_cpu(digits):
     losses = []
     for device in ("cpu", "cuda"):
         state = new_state(digits, recipe, device=device)
-        losses.append(next(train.fit(state, recipe, digits)).train_loss)
+        losses.append(next(train.fit(state, recipe, digits, engine="torch")).train_loss)
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.mark.parametrize(("seeds", "at_a_time"), [([0, 3], 2), ([3, 1, 0], 2), ([1, 2, 3], 8)])
+def test_side_by_side_each_seed_has_the_bits_that_it_has_alone(seeds, at_a_time, digits):
+    """With dropout, whose random numbers come from one generator for the whole device."""
+    together = {
+        result.seed: result.state for result in fit_side_by_side(SmallNetwork, RECIPE, digits, seeds, at_a_time)
+    }
+    assert list(together) == seeds
+    for seed in seeds:
+        assert_same(together[seed], trained(digits, seed=seed))
+
+
+def test_side_by_side_a_diverging_training_stops_alone(digits):
+    def network():
+        return SmallNetwork() if torch.initial_seed() else load_step("step2").network()  # seed 0 has no normalization
+
+    recipe = Recipe(epochs=3, lr=1e6)
+    results = {result.seed: result for result in fit_side_by_side(network, recipe, digits, [0, 1])}
+    assert isinstance(results[0].error, DivergedError)
+    assert results[1].error is None
+    assert len(results[1].state.history) == 3

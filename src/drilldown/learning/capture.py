@@ -1,8 +1,7 @@
-"""Updates as CUDA graphs: each is one launch, instead of more than a hundred."""
+"""Calls as CUDA graphs: each is one launch, instead of hundreds."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,75 +13,61 @@ from drilldown.learning.classifier import Classifier
 from drilldown.learning.update import Update
 
 Call = Callable[[], None]
-Kind = tuple[int, bool]  # batch size, with or without an update of the average
 
 
-class Recorder(Protocol):
-    """What `CapturedUpdate` needs of a device."""
+class Recorder(ABC):
+    """Records calls and replays them; a subclass for each kind of device.
 
+    Attributes:
+        failed: whether a call could not be recorded. From then on, all calls are made as they are.
+    """
+
+    failed = False
+
+    @abstractmethod
     def warm_up(self, call: Call) -> None:
-        """Make the call, so that all is loaded that a recording needs."""
+        """Make the call, in the way in which it will be recorded."""
 
+    @abstractmethod
     def record(self, call: Call) -> Call:
         """Record the call without making it; return what replays it. Raises RuntimeError if that is impossible."""
 
+    def captured(self, call: Call) -> Call:
+        """Return a function that makes the call as it is the first time, records it the second time, and replays it.
 
-class CapturedUpdate(Update):
-    """An update that is recorded once for each kind of batch, and then replayed.
-
-    A kind is a batch size, with or without an update of the average. The first update of a kind is made as it is, the
-    second one is recorded. Both count, so nothing must be undone. If recording fails, a line says why, and from then
-    on all updates are made as they are.
-    """
-
-    def __init__(
-        self,
-        classifier: Classifier,
-        optimizer: Optimizer,
-        average: WeightAverage | None,
-        label_smoothing: float,
-        epoch_updates: int,
-        recorder: Recorder,
-    ) -> None:
-        super().__init__(classifier, optimizer, average, label_smoothing, epoch_updates)
-        self._recorder: Recorder | None = recorder  # None after a failure
-        self._warm: set[Kind] = set()
-        self._replays: dict[Kind, Callable[[Tensor, Tensor], None]] = {}
-
-    def __call__(self, pixels: Tensor, digits: Tensor, average: bool) -> None:
-        """Do what `Update` does."""
-        kind = len(digits), average
-        make = partial(super().__call__, average=average)
-        if self._recorder and kind not in self._warm:
-            self._recorder.warm_up(lambda: make(pixels, digits))
-            self._warm.add(kind)
-            return
-        if self._recorder and kind not in self._replays:
-            try:
-                self._replays[kind] = _record(make, pixels, digits, self._recorder)
-            except RuntimeError as error:
-                tqdm.write(f"CUDA graphs: not used, because the update cannot be captured: {_first_cause(error)}")
-                self._recorder = None
-                self._replays.clear()
-        self._replays.get(kind, make)(pixels, digits)
+        Each of them counts, so nothing must be undone. If recording fails, a line says why, and calls are made as they
+        are. All tensors that the call reads or writes must stay where they are.
+        """
+        return _Captured(call, self)
 
 
-def _record(
-    make: Callable[[Tensor, Tensor], None], pixels: Tensor, digits: Tensor, recorder: Recorder
-) -> Callable[[Tensor, Tensor], None]:
-    """Record an update with tensors of its own for the batch; return a function that fills them and replays it."""
-    own_pixels, own_digits = pixels.clone(), digits.clone()
-    replay = recorder.record(lambda: make(own_pixels, own_digits))
+class _Captured:
+    def __init__(self, call: Call, recorder: Recorder) -> None:
+        self._call, self._recorder = call, recorder
+        self._replay: Call | None = None
+        self._is_warm = False
 
-    def fill_and_replay(pixels: Tensor, digits: Tensor) -> None:
-        own_pixels.copy_(pixels)
-        own_digits.copy_(digits)
-        replay()
+    def __call__(self) -> None:
+        if self._recorder.failed:
+            self._call()
+        elif not self._is_warm:
+            self._recorder.warm_up(self._call)
+            self._is_warm = True
+        else:
+            if self._replay is None:
+                self._replay = self._record()
+            self._replay()
 
-    return fill_and_replay
+    def _record(self) -> Call:
+        try:
+            return self._recorder.record(self._call)
+        except RuntimeError as error:
+            self._recorder.failed = True
+            tqdm.write(f"CUDA graphs: not used, because the training cannot be captured: {_first_cause(error)}")
+            return self._call
 
 
-class CudaRecorder:
+class CudaRecorder(Recorder):
     """Records calls as CUDA graphs. All of them share their memory, so only one may be replayed at a time."""
 
     def __init__(self) -> None:
@@ -112,6 +97,34 @@ class CudaRecorder:
             generator.graphsafe_set_state(generator.clone_state())
             raise
         return graph.replay
+
+
+class CapturedUpdate(Update):
+    """An update that is captured for each kind of batch: its size, with or without an update of the average."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        optimizer: Optimizer,
+        average: WeightAverage | None,
+        label_smoothing: float,
+        epoch_updates: int,
+        recorder: Recorder,
+    ) -> None:
+        super().__init__(classifier, optimizer, average, label_smoothing, epoch_updates)
+        self._recorder = recorder
+        self._captured: dict[tuple[int, bool], tuple[Tensor, Tensor, Call]] = {}
+
+    def __call__(self, pixels: Tensor, digits: Tensor, average: bool) -> None:
+        """Do what `Update` does; the batch is copied, as a graph reads from where it was recorded."""
+        kind = len(digits), average
+        if kind not in self._captured:
+            batch, make = (torch.empty_like(pixels), torch.empty_like(digits)), super().__call__
+            self._captured[kind] = *batch, self._recorder.captured(lambda: make(*batch, average))
+        own_pixels, own_digits, update = self._captured[kind]
+        own_pixels.copy_(pixels)
+        own_digits.copy_(digits)
+        update()
 
 
 def _first_cause(error: BaseException) -> str:

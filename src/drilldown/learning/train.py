@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,10 +18,10 @@ from drilldown.engine import accelerate
 from drilldown.hardware import keep_freed_memory, select_device
 from drilldown.learning.augment import augment
 from drilldown.learning.average import WeightAverage
-from drilldown.learning.capture import CapturedUpdate, CudaRecorder
+from drilldown.learning.capture import CapturedUpdate, CudaRecorder, Recorder
 from drilldown.learning.classifier import Classifier
 from drilldown.learning.data import Dataset
-from drilldown.learning.evaluate import evaluate
+from drilldown.learning.evaluate import Evaluation, compute_answers
 from drilldown.learning.recipe import Recipe
 from drilldown.learning.update import Update
 
@@ -148,23 +149,48 @@ def fit(
 ) -> Iterator[EpochMetrics]:
     """Train from the last finished epoch to the recipe's last one, and yield the metrics of each epoch.
 
-    On CUDA the updates are captured as graphs, unless `graphs` is false; the weights are the same either way. The test
-    images are only measured on: they never influence the weights. Raises DivergedError, with epoch and update, when
-    the loss is not finite.
+    On CUDA the computation is captured as graphs, unless `graphs` is false; the weights are the same either way. The
+    test images are only measured on: they never influence the weights. Raises DivergedError, with epoch and update,
+    when the loss is not finite.
     """
+    with closing(fit_stepwise(state, recipe, dataset, engine, graphs)) as steps:
+        for metrics in steps:
+            if metrics is not None:
+                yield metrics
+
+
+def fit_stepwise(
+    state: TrainState, recipe: Recipe, dataset: Dataset, engine: str = "auto", graphs: bool = True
+) -> Generator[EpochMetrics | None, None, None]:
+    """Do what `fit` does, and yield None after each update, too."""
     classifier, device = state.classifier, state.classifier.mean.device
     images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
     test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
-    update = _make_update(state, recipe, _epoch_updates(recipe, images), graphs)
+    recorder = CudaRecorder() if graphs and device.type == "cuda" else None
+    update = _make_update(state, recipe, _epoch_updates(recipe, images), recorder)
+    answers: list[Tensor] = []
+
+    def refresh_statistics() -> None:
+        update_bn_statistics(state.eval_model, images)
+
+    def answer() -> None:
+        answers[:] = compute_answers(state.eval_model, test_images, test_labels)
+
+    refresh, measure = refresh_statistics, answer
+    if recorder:
+        refresh, measure = recorder.captured(refresh), recorder.captured(measure)
     with accelerate(classifier, state.eval_model, engine=engine) as acceleration:
         for epoch in range(len(state.history) + 1, recipe.epochs + 1):
             started = time.perf_counter()
             with acceleration.training_threads():
-                train_loss, train_accuracy, learning_rate = _train_epoch(state, recipe, update, images, labels, epoch)
+                train_loss, train_accuracy, learning_rate = yield from _train_epoch(
+                    state, recipe, update, images, labels, epoch
+                )
                 if state.average:
-                    update_bn_statistics(state.eval_model, images)
+                    refresh()
             trained = time.perf_counter()
-            evaluation = evaluate(state.eval_model, test_images, test_labels)
+            measure()
+            evaluation = Evaluation.collect(test_labels, *answers)
             metrics = EpochMetrics(
                 epoch=epoch,
                 train_loss=train_loss,
@@ -179,16 +205,14 @@ def fit(
             yield metrics
 
 
-def _make_update(state: TrainState, recipe: Recipe, epoch_updates: int, graphs: bool) -> Update:
+def _make_update(state: TrainState, recipe: Recipe, epoch_updates: int, recorder: Recorder | None) -> Update:
     parts = state.classifier, state.optimizer, state.average, recipe.label_smoothing, epoch_updates
-    if graphs and state.classifier.mean.device.type == "cuda":
-        return CapturedUpdate(*parts, recorder=CudaRecorder())
-    return Update(*parts)
+    return CapturedUpdate(*parts, recorder) if recorder else Update(*parts)
 
 
 def _train_epoch(
     state: TrainState, recipe: Recipe, update: Update, images: Tensor, labels: Tensor, epoch: int
-) -> tuple[float, float, float]:
+) -> Generator[None, None, tuple[float, float, float]]:
     """Train for one epoch; return its mean loss, its accuracy, and the learning rate of its last update."""
     state.classifier.train()
     update.start_epoch()
@@ -205,6 +229,7 @@ def _train_epoch(
             if number % interval == 0 or number == last:
                 mean_loss, accuracy = update.figures(epoch, number, seen)
                 bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.2f} %", refresh=False)
+            yield
     return mean_loss, accuracy, learning_rate
 
 
