@@ -24,47 +24,56 @@ from drilldown.steps import ROOT, load_step
 from drilldown.tracking.provenance import code_digest
 
 STEPS = ("step4", "step3", "step1")
-EAGER_EPOCHS = 2  # the first one also loads the kernels
+WARM_UP_IMAGES = 2_000  # the first use of a kernel loads it
 SEEDS = 100
 RESULT = ROOT / "results" / "benchmark-gpu.json"
 
 
-def measure(seeds: int = SEEDS, at_a_time: int = AT_A_TIME) -> dict:
-    """Train each of STEPS without and with graphs, then step 4 with many seeds; print the figures and return them."""
+def measure(seeds: int = SEEDS, at_a_time: int = AT_A_TIME) -> Iterator[dict]:
+    """Train step 4 alone and with many seeds, then the other steps; print the figures, and yield those so far."""
     device = select_device("cuda")
     dataset = data.load("mnist")
     card = torch.cuda.get_device_name(device)
-    click.echo(f"{card}, torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")
-    return {
-        "card": card,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        },
-        "code": code_digest("step4"),
-        "steps": {name: time_step(name, dataset) for name in STEPS},
-        "side_by_side": time_seeds("step4", dataset, seeds, at_a_time),
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
     }
+    click.echo(f"{card}, {versions}")
+    first, *others = STEPS
+    figures = {"card": card, "versions": versions, "code": code_digest(first), "steps": {}}
+    figures["steps"][first] = time_step(first, dataset)
+    yield figures
+    figures["side_by_side"] = time_seeds(first, dataset, seeds, at_a_time)
+    yield figures
+    for name in others:
+        figures["steps"][name] = time_step(name, dataset)
+        yield figures
 
 
 def time_step(name: str, dataset: Dataset) -> dict:
-    """Train a few epochs without graphs, then the whole recipe with them."""
-    eager = list(train_step(name, dataset, epochs=EAGER_EPOCHS, graphs=False))
+    """Train an epoch without graphs, then the whole recipe with them."""
+    few = replace(
+        dataset,
+        train_images=dataset.train_images[:WARM_UP_IMAGES],
+        train_labels=dataset.train_labels[:WARM_UP_IMAGES],
+    )
+    list(train_step(name, few, epochs=1, graphs=False))
+    (eager,) = train_step(name, dataset, epochs=1, graphs=False)
     started = time.perf_counter()
     captured = list(train_step(name, dataset))
     total = time.perf_counter() - started
     accuracies = [row.eval_accuracy for row in captured]
-    eager_seconds, seconds = ([training_seconds(row, dataset) for row in rows] for rows in (eager, captured))
+    eager_seconds, *seconds = (training_seconds(row, dataset) for row in (eager, *captured))
     click.echo(
-        f"{name}: an epoch takes {eager_seconds[-1]:.2f} s of training without graphs, {seconds[-1]:.3f} s with; "
+        f"{name}: an epoch takes {eager_seconds:.2f} s of training without graphs, {seconds[-1]:.3f} s with; "
         f"{len(captured)} epochs {sum(seconds):.2f} s of training, {total:.2f} s with evaluation; test accuracy "
         f"{accuracies[-1]:.2f} %, lowest of the last five {min(accuracies[-5:]):.2f} %"
     )
     return {
-        "eager_training_seconds": eager_seconds,
-        "training_seconds": seconds,
+        "eager_epoch_seconds": eager_seconds,
+        "epoch_seconds": seconds,
         "total_seconds": total,
         "test_accuracy": accuracies,
     }
@@ -113,9 +122,10 @@ def train_step(name: str, dataset: Dataset, epochs: int | None = None, graphs: b
 def main(seeds: int, at_a_time: int, keep: bool) -> None:
     """Time the training of steps 4, 3 and 1 on a CUDA device, then of step 4 with many seeds."""
     with one_line_errors():
-        measured = measure(seeds, at_a_time)
+        for figures in measure(seeds, at_a_time):
+            if keep:
+                RESULT.write_text(json.dumps(figures, indent=1) + "\n")
     if keep:
-        RESULT.write_text(json.dumps(measured, indent=1) + "\n")
         click.echo(f"written to {RESULT}")
 
 

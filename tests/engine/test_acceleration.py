@@ -159,7 +159,7 @@ def test_on_cuda_only_layers_with_few_channels_are_replaced(engine):
         convolutions = [layer for layer in replaced(network) if isinstance(layer, nn.Conv2d)]
         normalizations = [layer for layer in replaced(network) if isinstance(layer, nn.BatchNorm2d)]
         assert len(replaced(network)) == len(convolutions) + len(normalizations)
-        assert [layer.in_channels for layer in convolutions] == [4, 8]
+        assert [layer.in_channels for layer in convolutions] == [1, 4, 8]
         assert [layer.num_features for layer in normalizations] == [4, 8, 16, 10]
     assert not replaced(network)
 

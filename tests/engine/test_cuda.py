@@ -19,7 +19,7 @@ def gradients(forward, x, parameters):
     return [out, *torch.autograd.grad(out, [x, *parameters], grad_out)]
 
 
-@pytest.mark.parametrize("shape", [(4, 8, 3, 5, 11), (8, 16, 1, 6, 7), (2, 3, 5, 3, 9)])
+@pytest.mark.parametrize("shape", [(1, 4, 3, 6, 9), (4, 8, 3, 5, 11), (8, 16, 1, 6, 7), (2, 3, 5, 3, 9)])
 def test_convolution(shape):
     inputs, outputs, kernel, count, side = shape
     conv = nn.Conv2d(inputs, outputs, kernel, bias=False).double()
@@ -41,7 +41,6 @@ def test_convolution_of_pixels_needs_no_gradient_of_them():
 @pytest.mark.parametrize(
     "conv",
     [
-        nn.Conv2d(1, 8, 3, bias=False),
         nn.Conv2d(9, 8, 3, bias=False),
         nn.Conv2d(4, 8, 3),
         nn.Conv2d(4, 8, 3, bias=False, padding=1),
@@ -107,8 +106,9 @@ def test_a_network_has_the_gradients_that_it_has_without(step):
         expected = gradients(network, x, network.parameters())
         with accelerate(network):
             found = gradients(network, x, network.parameters())
-    for one, other in zip(found, expected, strict=True):
-        assert (one - other).norm() <= 2e-4 * other.norm()
+    largest = max(gradient.norm() for gradient in expected)
+    for one, other in zip(found, expected, strict=True):  # some gradients are 0, but for rounding
+        assert (one - other).norm() <= 2e-4 * other.norm() + 1e-6 * largest
 
 
 @needs_cuda
@@ -116,7 +116,7 @@ def test_a_network_has_the_gradients_that_it_has_without(step):
 def test_bits_repeat(step):
     network = load_step(step).network().cuda()
     x = torch.randn(128, 1, 28, 28, device="cuda")
-    with accelerate(network):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True), accelerate(network):
         first, *others = (gradients(network, x, network.parameters()) for _ in range(5))
     for other in others:
         for one, another in zip(first, other, strict=True):

@@ -15,6 +15,8 @@ from tests.support.networks import SMALL_RECIPE, SmallNetwork
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
+# The small network has dropout, step 4 has layers with few channels.
+networks = pytest.mark.parametrize("network", [SmallNetwork, load_step("step4").network], ids=["small", "step4"])
 # Batches of 64 with and without an update of the average, and a last one of 29.
 RECIPE = replace(SMALL_RECIPE, epochs=4)
 
@@ -46,27 +48,30 @@ def test_it_learns(digits):
     assert state.history[-1].eval_accuracy > 95
 
 
-def test_a_seed_is_repeatable_bit_for_bit(digits):
-    assert_same(trained(digits), trained(digits))
+@networks
+def test_a_seed_is_repeatable_bit_for_bit(network, digits):
+    assert_same(trained(digits, network=network), trained(digits, network=network))
 
 
-def test_graphs_change_no_bit(digits, capsys):
-    assert_same(trained(digits), trained(digits, graphs=False))
+@networks
+def test_graphs_change_no_bit(network, digits, capsys):
+    assert_same(trained(digits, network=network), trained(digits, graphs=False, network=network))
     assert "not used" not in capsys.readouterr().out
 
 
+@networks
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_it_resumes_bit_for_bit(epoch, digits, tmp_path):
-    state = new_state(digits)
+def test_it_resumes_bit_for_bit(epoch, network, digits, tmp_path):
+    state = new_state(digits, network=network)
     for metrics in train.fit(state, RECIPE, digits):
         checkpoint.save(state, tmp_path)
         if metrics.epoch == epoch:
             break
     torch.rand(7, device="cuda")  # in another process the random numbers are at another point
-    resumed = new_state(digits, seed=99)
+    resumed = new_state(digits, seed=99, network=network)
     assert checkpoint.restore(resumed, tmp_path) == []
     list(train.fit(resumed, RECIPE, digits))
-    assert_same(resumed, trained(digits))
+    assert_same(resumed, trained(digits, network=network))
 
 
 class LookingNetwork(SmallNetwork):
@@ -123,15 +128,15 @@ def test_it_trains_like_the_cpu(digits):
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-@pytest.mark.parametrize(("seeds", "at_a_time"), [([0, 3], 2), ([3, 1, 0], 2), ([1, 2, 3], 8)])
-def test_side_by_side_each_seed_has_the_bits_that_it_has_alone(seeds, at_a_time, digits):
+@networks
+@pytest.mark.parametrize("at_a_time", [2, 8])
+def test_side_by_side_each_seed_has_the_bits_that_it_has_alone(at_a_time, network, digits):
     """With dropout, whose random numbers come from one generator for the whole device."""
-    together = {
-        result.seed: result.state for result in fit_side_by_side(SmallNetwork, RECIPE, digits, seeds, at_a_time)
-    }
-    assert list(together) == seeds
+    seeds = [3, 1, 0]
+    together = {result.seed: result.state for result in fit_side_by_side(network, RECIPE, digits, seeds, at_a_time)}
+    assert sorted(together) == sorted(seeds)
     for seed in seeds:
-        assert_same(together[seed], trained(digits, seed=seed))
+        assert_same(together[seed], trained(digits, seed=seed, network=network))
 
 
 def test_side_by_side_a_diverging_training_stops_alone(digits):

@@ -27,7 +27,7 @@ def is_wide(network: nn.Module) -> bool:
 def has_few_inputs(conv: nn.Conv2d) -> bool:
     """Whether `FewInputsConv` takes a convolution."""
     plain = (conv.stride, conv.padding, conv.dilation, conv.groups) == ((1, 1), (0, 0), (1, 1), 1)
-    return plain and conv.bias is None and 1 < conv.in_channels <= MAX_CONV_INPUTS
+    return plain and conv.bias is None and conv.in_channels <= MAX_CONV_INPUTS
 
 
 class FewInputsConv:
@@ -107,8 +107,8 @@ class _BatchNorm(torch.autograd.Function):
         mean, inv_std = (
             of_parts.view(parts, -1) for of_parts in torch.batch_norm_stats(split_channels(x, parts), eps)
         )  # (parts, C)
-        values = x.numel() // x.shape[1] // parts
-        mean, inv_std = torch.batch_norm_gather_stats(
+        values = torch.full((parts,), x.numel() // x.shape[1] // parts, dtype=mean.dtype, device=x.device)
+        mean, inv_std = torch.batch_norm_gather_stats_with_counts(
             x, mean, inv_std, running_mean, running_var, momentum, eps, values
         )  # (C,)
         ctx.save_for_backward(x, weight, mean, inv_std)

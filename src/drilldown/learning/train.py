@@ -188,6 +188,8 @@ def fit_stepwise(
                 )
                 if state.average:
                     refresh()
+                if recorder:
+                    torch.cuda.current_stream().synchronize()  # so that evaluation is not charged for it
             trained = time.perf_counter()
             measure()
             evaluation = Evaluation.collect(test_labels, *answers)
