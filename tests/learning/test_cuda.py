@@ -15,8 +15,10 @@ from tests.support.networks import SMALL_RECIPE, SmallNetwork
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
-# The small network has dropout, step 4 has layers with few channels.
-networks = pytest.mark.parametrize("network", [SmallNetwork, load_step("step4").network], ids=["small", "step4"])
+# The small network has dropout, step 1 is in channels-last format, step 4 has layers with few channels.
+networks = pytest.mark.parametrize(
+    "network", [SmallNetwork, load_step("step1").network, load_step("step4").network], ids=["small", "step1", "step4"]
+)
 # Batches of 64 with and without an update of the average, and a last one of 29.
 RECIPE = replace(SMALL_RECIPE, epochs=4)
 
