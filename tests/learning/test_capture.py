@@ -1,5 +1,8 @@
 """Recorded updates on a CPU: what is recorded and replayed, and through which tensors. See test_cuda.py for graphs."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -107,3 +110,15 @@ def test_a_recorded_update_reads_from_tensors_of_its_own(digits):
     assert len(seen) == 4
     assert len(set(seen)) == 1
     assert seen[0] not in {pixels.data_ptr() for pixels in given}
+
+
+def test_recordings_are_gone_with_the_update(digits):
+    """Without waiting for the garbage collector: they keep memory of the device."""
+    update = make_updates(new_state(digits), digits, Repeater())
+    here = weakref.ref(update)
+    gc.disable()
+    try:
+        del update
+        assert here() is None
+    finally:
+        gc.enable()

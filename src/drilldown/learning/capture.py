@@ -1,7 +1,9 @@
 """Calls as CUDA graphs: each is one launch, instead of hundreds."""
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +102,10 @@ class CudaRecorder(Recorder):
 
 
 class CapturedUpdate(Update):
-    """An update that is captured for each kind of batch: its size, with or without an update of the average."""
+    """An update that is captured for each kind of batch: its size, with or without an update of the average.
+
+    The graphs refer to the update weakly, so that their memory is free as soon as the update is gone.
+    """
 
     def __init__(
         self,
@@ -119,8 +124,9 @@ class CapturedUpdate(Update):
         """Do what `Update` does; the batch is copied, as a graph reads from where it was recorded."""
         kind = len(digits), average
         if kind not in self._captured:
-            batch, make = (torch.empty_like(pixels), torch.empty_like(digits)), super().__call__
-            self._captured[kind] = *batch, self._recorder.captured(lambda: make(*batch, average))
+            batch = torch.empty_like(pixels), torch.empty_like(digits)
+            this: Any = weakref.proxy(self)
+            self._captured[kind] = *batch, self._recorder.captured(lambda: Update.__call__(this, *batch, average))
         own_pixels, own_digits, update = self._captured[kind]
         own_pixels.copy_(pixels)
         own_digits.copy_(digits)
