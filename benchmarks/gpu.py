@@ -1,7 +1,7 @@
 """Training on a CUDA device: with and without graphs, and many seeds side by side.
 
-`python -m benchmarks.gpu` or `python -m benchmarks --part gpu`. It takes less than four minutes and needs no MLflow.
-The figures go to results/benchmark-gpu.json.
+`python -m benchmarks.gpu` or `python -m benchmarks --part gpu`. It should take about three minutes on an H100,
+and needs no MLflow. The figures go to results/benchmark-gpu.json.
 """
 
 import json
