@@ -26,8 +26,7 @@ from PIL import Image, ImageChops
 from drilldown.experiments import compare, records
 from drilldown.reporting import plots
 from drilldown.steps import ROOT, STEP_NAMES, load_step
-from drilldown.tracking import store
-from drilldown.tracking.runs import finished_runs
+from drilldown.tracking import search, store
 from tests.support.browser import open_page
 from tests.support.programs import server
 
@@ -101,7 +100,7 @@ def contact_sheet(file: Path) -> None:
 
 def mlflow_compare(file: Path) -> None:
     """MLflow's compare page, with a run of each step on MNIST, or on the digits where a step has none on MNIST."""
-    has_all = all(finished_runs(step=name, dataset="mnist") for name in STEP_NAMES)
+    has_all = all(search.finished_runs(search.experiments("all"), step=name, dataset="mnist") for name in STEP_NAMES)
     runs = [newest(name, "mnist" if has_all else "digits") for name in STEP_NAMES]
     ids = quote("[" + ",".join(f'"{run.info.run_id}"' for run in runs) + "]")
     experiments = quote("[" + ",".join(f'"{number}"' for number in {run.info.experiment_id for run in runs}) + "]")
@@ -113,7 +112,7 @@ def mlflow_compare(file: Path) -> None:
 
 def newest(step: str, dataset: str) -> Run:
     """The newest finished run of the step on the dataset."""
-    found = finished_runs(step=step, dataset=dataset)
+    found = search.finished_runs(search.experiments("all"), step=step, dataset=dataset)
     if not found:
         raise click.ClickException(f"no finished run of {step} on {dataset}: make {step} ARGS='-P dataset={dataset}'")
     return found[0]
