@@ -163,13 +163,13 @@ def main(arguments: list[str] | None = None) -> None:
         fail(error.exit_code, str(error))
     except OSError as error:
         fail(1, str(error))
-    except Exception as error:  # a mistake here or in a step's file: its traceback says where
-        _note(printable(one_line(f"{type(error).__name__}: {error}")))
-        raise
     except Stopped as stop:
         fail(stop.code, stop.reason)
     except (KeyboardInterrupt, click.Abort):
         fail(130, "interrupted")
+    except Exception as error:  # a mistake here or in a step's file: its traceback says where
+        _note(printable(one_line(f"{type(error).__name__}: {error}")))
+        raise
 
 
 def fail(code: int | str | None, message: str) -> NoReturn:

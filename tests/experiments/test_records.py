@@ -118,7 +118,9 @@ def test_records_of_version_0_1_are_read_with_the_recipe_names_of_today():
 
 
 def test_nothing_to_record(store, folder):
-    with pytest.raises(RecordError, match="the experiment has no finished MNIST run of it with its recipe and 20 epochs"):
+    with pytest.raises(
+        RecordError, match="the experiment has no finished MNIST run of it with its recipe and 20 epochs"
+    ):
         write("step2", RECIPE, epochs=20)
 
 

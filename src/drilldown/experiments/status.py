@@ -37,7 +37,8 @@ def overview(model: str, experiments: Mapping[str, str], checkpoints: Path) -> s
     unfinished = search.unfinished_runs(experiments)
     in_progress = [run for run in unfinished if run.info.status == "RUNNING" and not store.is_abandoned(run, keep=True)]
     stopped = (run for run in unfinished if run not in in_progress and checkpoint.exists(checkpoints / run.info.run_id))
-    parts = [_model(found) for found in models] or ["no registered model yet: a run that passes the gate registers one"]
+    parts = [part for found in models for part in _model(found)]
+    parts = parts or ["no registered model yet: a run that passes the gate registers one"]
     parts.append(_table(f"runs in progress in {where}", map(_progress, in_progress)))
     parts.append(_table("interrupted trainings, and how to resume them", map(_resumable, stopped)))
     return "\n\n".join(parts)
@@ -52,7 +53,7 @@ def _models(name: str) -> list[RegisteredModel]:
     return chosen
 
 
-def _model(model: RegisteredModel) -> str:
+def _model(model: RegisteredModel) -> list[str]:
     """Its versions, how to load the champion, and the champion's history."""
     found, history = versions(model.name), champion_history(model.name)
     named = {str(version) for version in model.aliases.values()}
@@ -61,10 +62,10 @@ def _model(model: RegisteredModel) -> str:
     rows = (_version(found[version], model.aliases, history) for version in shown)
     lines = [_table(f"registered model {model.name}", rows)]
     if len(shown) < len(newest):
-        lines.append(f"  … and {len(newest) - len(shown)} older versions")
+        lines.append(f"… and {len(newest) - len(shown)} older versions")
     if "champion" in model.aliases:
-        lines.append(f'  load the champion: mlflow.pyfunc.load_model("models:/{model.name}@champion")')
-    return "\n".join([*lines, _table("  changes of the champion", map(_change, history))])
+        lines.append(f'load the champion: mlflow.pyfunc.load_model("models:/{model.name}@champion")')
+    return ["\n".join(lines), _table(f"changes of the champion of {model.name}", map(_change, history))]
 
 
 def _version(version: ModelVersion, aliases: Mapping[str, str], history: Iterable[Change]) -> dict[str, object]:
@@ -129,9 +130,8 @@ def _epoch(run: Run) -> str:
 
 def _table(title: str, rows: Iterable[dict[str, object]]) -> str:
     """A table with its title; its rows are indented."""
-    indent = title[: len(title) - len(title.lstrip())] + "  "
     lines = columns(found).splitlines() if (found := list(rows)) else ["none"]
-    return "\n".join([title, *(indent + line for line in lines)])
+    return "\n".join([title, *(f"  {line}" for line in lines)])
 
 
 def _short(time: str) -> str:
