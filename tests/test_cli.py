@@ -79,7 +79,10 @@ def test_a_bad_value(name, value, message, capsys, store):
         (["repeat", "--seeds", "0"], "seeds is 0: it takes a whole number at least 1"),
         (["repeat", "--jobs", "two"], "jobs is 'two': it takes a whole number at least 1"),
         (["repeat", "--reuse", "maybe"], "'maybe' is not a valid boolean"),
-        (["all", "--validation", "100"], "validation is no parameter of all: it takes seed, reuse, dataset"),
+        (
+            ["all", "--validation", "100"],
+            "validation is no parameter of all: it takes seed, reuse, experiment, ",
+        ),
         (["compare", "--dataset", "letters"], "'letters' is not one of"),
         (["promote"], "Missing option '--version'"),
         (["promote", "--version", "1", "--model", "letters-cnn"], "'letters-cnn' is not one of"),
@@ -288,7 +291,7 @@ def test_a_run_that_fails_later_keeps_its_name(opened, store, capsys, monkeypatc
     monkeypatch.setattr(workflow.train, "fit", interrupted)
     refused(capsys, "step2", "--dataset", "digits", "--seed", "5")
     name, tags = name_and_tags(store, opened)
-    assert (name, tags["kind"], tags["error"]) == ("step2 seed 5", "train", "interrupted")
+    assert (name, tags["kind"], tags["error"]) == ("step2 seed 5", "train", "KeyboardInterrupt")
 
 
 def test_an_interrupted_run_is_killed(store, capsys, monkeypatch):

@@ -285,8 +285,9 @@ def _log_comparison(
     caption = compare.caption(entries, dataset, f"run {run_id[:8]}")
     table, figure = compare.rows(entries, dataset), compare.figure(entries, caption)
     notes = compare.notes(entries, dataset, failed)
-    pages = compare.markdown(table, notes), compare.page(table, notes, figure, caption)
-    runs.log_comparison(dataset, *pages, compare.numbers(entries, table), figure)
+    texts = compare.description(table, notes), compare.markdown(table, notes)
+    page = compare.page(table, notes, figure, caption)
+    runs.log_comparison(dataset, *texts, page, compare.numbers(entries, table), figure)
     for row in table:
         click.echo(compare.line(row))
 

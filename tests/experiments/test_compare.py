@@ -262,9 +262,14 @@ def test_the_notes_name_missing_and_left_out_runs(entries, store):
 def test_the_comparison_is_logged(entries, store):
     rows, notes, figure = compare.rows(entries, "mnist"), ["a note"], compare.figure(entries, CAPTION)
     with runs.run("compare", {}) as run_id:
-        pages = compare.markdown(rows, notes), compare.page(rows, notes, figure, CAPTION)
-        runs.log_comparison("mnist", *pages, compare.numbers(entries, rows), figure)
-    assert ours(store.get_run(run_id).data.tags)["compare"] == "mnist"
+        texts = compare.description(rows, notes), compare.markdown(rows, notes)
+        page = compare.page(rows, notes, figure, CAPTION)
+        runs.log_comparison("mnist", *texts, page, compare.numbers(entries, rows), figure)
+    tags = store.get_run(run_id).data.tags
+    assert ours(tags)["compare"] == "mnist"
+    assert "- **step2**: parameters 2,000, seeds 2, " in tags["mlflow.note.content"]
+    assert "- a note\n" in tags["mlflow.note.content"]
+    assert not re.search(r"\||!\[", tags["mlflow.note.content"])  # no table, no picture
     kept = {file.path for file in store.list_artifacts(run_id)}
     assert kept == {"compare.md", "compare.html", "compare.csv", "compare.png"}
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/compare.md")

@@ -11,7 +11,7 @@ def test_a_version_is_described_by_a_list_with_the_figures_of_both_models():
     decision = promotion.decide(better, champion, LABELS)
     text = description.of_version(better, champion, LABELS, decision, promoted=True)
     assert text.splitlines() == [
-        f"**Promoted**: {decision.reason}.",
+        f"Promoted: {decision.reason}.",
         "",
         "- Version 2: 99.50 % accuracy, 995 of 1,000 test images; 7,484 parameters",
         "- Version 1: 98.00 % accuracy, 980 of 1,000 test images; 9,300 parameters",
@@ -24,7 +24,7 @@ def test_a_version_is_described_by_a_list_with_the_figures_of_both_models():
 def test_the_first_version_has_no_rival():
     first = candidate("1", [])
     text = description.of_version(first, None, LABELS, promotion.FIRST, promoted=True)
-    assert text.startswith("**Promoted**: there was no champion.\n")
+    assert text.startswith("Promoted: there was no champion.\n")
     assert "only version" not in text
     assert text.endswith("Wrong answers of version 1 by true digit: none")
 
@@ -33,8 +33,8 @@ def test_a_version_promoted_by_force_or_not_at_all_says_so():
     same = candidate("2", [3]), candidate("1", [3])
     decision = promotion.decide(*same, LABELS)
     forced, refused = (description.of_version(*same, LABELS, decision, promoted=by_force) for by_force in (True, False))
-    assert forced.startswith("**Promoted by force**: not significantly better")
-    assert refused.startswith("**Not promoted**: not significantly better")
+    assert forced.startswith("Promoted by force: not significantly better")
+    assert refused.startswith("Not promoted: not significantly better")
 
 
 def test_no_description_has_a_table():

@@ -63,6 +63,9 @@ def test_the_experiment_that_a_command_runs_in(store, monkeypatch):
     assert search.experiments() == {mine: "mine"}
     monkeypatch.setenv("MLFLOW_RUN_ID", store.create_run("0").info.run_id)
     assert search.experiments() == {"0": "Default"}
+    with mlflow.start_run():  # takes that run over, and removes the variable
+        assert search.experiments() == {"0": "Default"}
+    monkeypatch.setenv("MLFLOW_RUN_ID", "")
     for variable in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.delenv(variable)
     assert search.experiments() == {}  # and it is not created

@@ -209,6 +209,16 @@ def figure(entries: Mapping[str, Entry | None], caption: plots.Caption) -> Figur
     )
 
 
+def description(table: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
+    """The comparison as a list, for the run's page in MLflow: that shows neither pictures nor space between cells."""
+    lines = [
+        f"**{row['step']}**: "
+        + ", ".join(f"{name} {row[name]}" for name in (*HEADINGS, WORDS[-1]) if row[name] not in ("–", ""))
+        for row in table
+    ]
+    return "".join(f"- {line}\n" for line in (*lines, *notes)) + "\nThe whole comparison is in compare.html.\n"
+
+
 def markdown(table: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
     """The comparison as Markdown, with its figure in compare.png."""
     items = "".join(f"- {note}\n" for note in notes)

@@ -36,7 +36,7 @@ def of_version(
             f"neither: {decision.both_wrong:,}"
         )
     lines += [f"Wrong answers of version {model.version} by true digit: {_wrong(model, labels)}" for model in models]
-    return "\n".join([f"**{verdict}**: {decision.reason}.\n", *(f"- {line}" for line in lines)])
+    return "\n".join([f"{verdict}: {decision.reason}.\n", *(f"- {line}" for line in lines)])
 
 
 def _figures(model: Candidate, labels: np.ndarray) -> str:

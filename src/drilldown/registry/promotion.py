@@ -32,7 +32,6 @@ class Decision:
     both_wrong: int = 0
 
 
-COUNTS = ("both_right", "challenger_alone", "champion_alone", "both_wrong")
 FIRST = Decision(True, "there was no champion")
 
 

@@ -1,15 +1,17 @@
 """The registry's operations: register a model, promote it to champion, roll back."""
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from drilldown.errors import ChampionError, ParameterError, RegistryError
 from drilldown.learning.data import Dataset
@@ -97,7 +99,10 @@ def _create(client: MlflowClient, dataset: str, model: ModelInfo, run_id: str, t
     others = {name: value for name, value in tags.items() if name not in digests}
     tags = prefixed(others | packed("fingerprint", digests))
     # With its tags from the first moment: no version of ours is ever without them.
-    return client.create_model_version(name, model.model_uri, run_id, tags=tags, model_id=model.model_id)
+    version = client.create_model_version(name, model.model_uri, run_id, tags=tags, model_id=model.model_id)
+    link = [{"name": name, "version": version.version}]  # as mlflow.register_model does: the model's page shows it
+    client.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(link)})
+    return version
 
 
 def promote(
@@ -134,9 +139,9 @@ def promote(
         promoted = decision.promoted or force
         forced = "by force, though " if promoted and not decision.promoted else ""
         reason, details = forced + decision.reason, promotion.markdown(candidate, rival, labels, decision, promoted)
-        result = {"promotion.promoted": str(promoted), "promotion.reason": reason, "promotion.p": str(decision.p)}
-        counts = {f"promotion.{count}": getattr(decision, count) for count in promotion.COUNTS}
-        _tag_version(client, name, version, result | packed("promotion.counts", counts))
+        result = asdict(decision) | {"promoted": promoted, "reason": reason}
+        result = {f"promotion.{key}": value for key, value in result.items()}
+        _tag_version(client, name, version, packed("promotion", result))
         client.update_model_version(name, version, description.of_version(candidate, rival, labels, decision, promoted))
         if promoted:
             set_champion(name, champion, version, "promotion", f"{why}; {reason}")

@@ -32,6 +32,7 @@ from drilldown.tracking.tags import PREFIX, ours, packed, prefixed
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from mlflow.data.numpy_dataset import NumpyDataset
 
 MAX_MISTAKES = 40  # images on mistakes.png
 
@@ -142,22 +143,23 @@ def log_start(
 
 def log_dataset(dataset: Dataset) -> None:
     """Log the images that the run learns from and the images that it is measured on."""
+    for context in ("training", dataset.split):
+        with store.store_lock("datasets"):  # if two runs log the same one at once, MLflow raises an error in one
+            mlflow.log_input(_entry(dataset, context), context=context)
+
+
+def _entry(dataset: Dataset, context: str) -> NumpyDataset:
+    """The training images, or those of the dataset's split, as MLflow describes them."""
     from mlflow.data.numpy_dataset import from_numpy
 
-    for context, images, labels in (
-        ("training", dataset.train_images, dataset.train_labels),
-        (dataset.split, dataset.test_images, dataset.test_labels),
-    ):
-        # The digest covers the whole dataset: MLflow's own covers the first 10,000 values.
-        entry = from_numpy(
-            images.numpy(),
-            targets=labels.numpy(),
-            source=dataset.source,
-            name=f"{dataset.name} {context}",
-            digest=dataset.digest,
-        )
-        with store.store_lock("datasets"):  # if two runs log the same one at once, MLflow raises an error in one
-            mlflow.log_input(entry, context=context)
+    is_training = context == "training"
+    return from_numpy(
+        (dataset.train_images if is_training else dataset.test_images).numpy(),
+        targets=(dataset.train_labels if is_training else dataset.test_labels).numpy(),
+        source=dataset.source,
+        name=f"{dataset.name} {context}",
+        digest=dataset.digest,  # of the whole dataset: MLflow's own covers the first 10,000 values
+    )
 
 
 def log_epoch(row: EpochMetrics, split: str) -> None:
@@ -263,8 +265,7 @@ def log_end(
     model = export.log_model(state.eval_model, dataset, model_name)
     figures = asdict(summarize([row.eval_accuracy for row in history], goal))
     metrics = {name: figures[field] for field, name in metric_names(split).items()}
-    metrics["parameters"] = state.classifier.num_parameters
-    mlflow.log_metrics(metrics, step=len(history), model_id=model.model_id)
+    mlflow.log_metrics(metrics, step=len(history), model_id=model.model_id, dataset=_entry(dataset, split))
     return model
 
 
@@ -306,9 +307,11 @@ def note_reused(run_ids: Sequence[str]) -> None:
         set_tags({"reused": " ".join(run_ids)})
 
 
-def log_comparison(dataset: str, markdown: str, page: str, numbers: pd.DataFrame, figure: Figure) -> None:
-    """Log the comparison of the steps as Markdown, HTML, CSV and picture."""
-    set_tags({"compare": dataset, "mlflow.note.content": markdown})
+def log_comparison(
+    dataset: str, description: str, markdown: str, page: str, numbers: pd.DataFrame, figure: Figure
+) -> None:
+    """Log the comparison of the steps as Markdown, HTML, CSV and picture, and describe the run."""
+    set_tags({"compare": dataset, "mlflow.note.content": description})
     mlflow.log_text(markdown, "compare.md")
     mlflow.log_text(page, "compare.html")
     mlflow.log_text(numbers.to_csv(index=False), "compare.csv")

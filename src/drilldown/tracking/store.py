@@ -29,7 +29,7 @@ from drilldown.tracking.tags import ours, prefixed
 
 EXPERIMENT = "mnist-drilldown"  # unless MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID or `mlflow run` says otherwise
 DESCRIPTION = """\
-Runs of **drilldown**, a model lifecycle from a first baseline to a registered champion.
+Runs of drilldown, a model lifecycle from a first baseline to a registered champion.
 
 - The tag `drilldown.kind` says what a run is: `train`, `repeat`, `all`, `compare`, `promote`, `rollback` or `predict`.
 - To see only trainings, search for `tags.drilldown.kind = 'train'`.
@@ -121,7 +121,8 @@ def _select_experiment() -> None:
 def current_experiment() -> Experiment | None:
     """The experiment that this command's runs go into; None if it does not exist yet."""
     client = mlflow.MlflowClient()
-    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+    run = mlflow.active_run()
+    if run_id := run.info.run_id if run else os.environ.get("MLFLOW_RUN_ID"):
         return client.get_experiment(client.get_run(run_id).info.experiment_id)
     experiment_id, name = map(os.environ.get, ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"))
     if experiment_id and not name:

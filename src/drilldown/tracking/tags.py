@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 PREFIX = "drilldown."
 # Tags that hold many values as JSON: what only programs read must not bury what people read.
-PACKED = ("fingerprint", "promotion.counts")
+PACKED = ("fingerprint", "promotion")
 
 
 def prefixed(tags: Mapping[str, str]) -> dict[str, str]:
