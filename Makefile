@@ -57,6 +57,7 @@ status: setup
 # Without the dozen processes that wait for jobs: this project has no jobs.
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 ui: setup
+	@python -m drilldown.tracking.pages $(ARGS)
 	mlflow ui $(ARGS)
 
 ## make serve                     serve the champion on http://127.0.0.1:5001

@@ -1,0 +1,40 @@
+"""The addresses lead to MLflow's pages of experiments and runs, not to those of traces."""
+
+import mlflow
+import pytest
+
+from drilldown.tracking import pages
+from drilldown.tracking.store import EXPERIMENT
+
+VIEW = "?workflowType=machine_learning"
+
+
+def test_a_run_is_shown_by_mlflow_ui_or_by_the_stores_own_server(store):
+    assert pages.run_page("1", "a") == f"http://127.0.0.1:5000/#/experiments/1/runs/a{VIEW}"
+    mlflow.set_tracking_uri("https://mlflow.example.org/")
+    assert pages.run_page("1", "a") == f"https://mlflow.example.org/#/experiments/1/runs/a{VIEW}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "server"),
+    [
+        ([], "http://127.0.0.1:5000"),
+        (["--workers", "1", "--port", "5055", "--host=0.0.0.0"], "http://0.0.0.0:5055"),
+        (["-p5055"], "http://127.0.0.1:5055"),
+    ],
+)
+def test_the_page_of_the_runs(store, monkeypatch, capsys, arguments, server):
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
+    pages.main(arguments)
+    assert capsys.readouterr().out == f"the runs: {server}/#/experiments{VIEW}\n"  # no experiment yet
+    store.create_experiment("another")
+    ours = store.create_experiment(EXPERIMENT)
+    pages.main(arguments)
+    assert capsys.readouterr().out == f"the runs: {server}/#/experiments/{ours}/runs{VIEW}\n"
+
+
+def test_the_page_of_the_runs_of_a_store_that_is_named(store, tmp_path, capsys):
+    nowhere = tmp_path / "nowhere.db"
+    pages.main(["--backend-store-uri", f"sqlite:///{nowhere}"])
+    assert capsys.readouterr().out == f"the runs: http://127.0.0.1:5000/#/experiments{VIEW}\n"
+    assert not nowhere.exists()
