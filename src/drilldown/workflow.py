@@ -1,4 +1,4 @@
-"""What each command does: train, resume and finish a run; train many; compare; change the champion; predict."""
+"""What each command does: train, resume and finish a run; train many; compare; change the champion; predict; show."""
 
 from __future__ import annotations
 

@@ -211,9 +211,14 @@ def figure(entries: Mapping[str, Entry | None], caption: plots.Caption) -> Figur
 
 def description(table: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
     """The comparison as a list, for the run's page in MLflow: that shows neither pictures nor space between cells."""
+    figures = (*HEADINGS, WORDS[-1])
     lines = [
         f"**{row['step']}**: "
-        + ", ".join(f"{name} {row[name]}" for name in (*HEADINGS, WORDS[-1]) if row[name] not in ("–", ""))
+        + (
+            "no finished run"
+            if row["seeds"] == "0"
+            else ", ".join(f"{name} {row[name]}" for name in figures if row[name] != "–")
+        )
         for row in table
     ]
     return "".join(f"- {line}\n" for line in (*lines, *notes)) + "\nThe whole comparison is in compare.html.\n"
