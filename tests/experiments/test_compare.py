@@ -268,6 +268,7 @@ def test_the_comparison_is_logged(entries, store):
     tags = store.get_run(run_id).data.tags
     assert ours(tags)["compare"] == "mnist"
     assert "- **step2**: parameters 2,000, seeds 2, " in tags["mlflow.note.content"]
+    assert "- **step1**: no finished run\n" in tags["mlflow.note.content"]
     assert "- a note\n" in tags["mlflow.note.content"]
     assert not re.search(r"\||!\[", tags["mlflow.note.content"])  # no table, no picture
     kept = {file.path for file in store.list_artifacts(run_id)}

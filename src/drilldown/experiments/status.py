@@ -31,9 +31,9 @@ def overview(model: str, experiments: Mapping[str, str], checkpoints: Path) -> s
     Raises: ParameterError when there is no such registered model.
     """
     models = _models(model)
-    where = ", ".join(experiments.values()) or store.EXPERIMENT
+    where = ", ".join(experiments.values()) or "an experiment that does not exist yet"
     if not models and not search.has_runs(experiments):
-        return f"experiment {where}: {EMPTY}"
+        return f"{where}: {EMPTY}"
     unfinished = search.unfinished_runs(experiments)
     in_progress = [run for run in unfinished if run.info.status == "RUNNING" and not store.is_abandoned(run, keep=True)]
     stopped = (run for run in unfinished if run not in in_progress and checkpoint.exists(checkpoints / run.info.run_id))
