@@ -79,7 +79,7 @@ def test_versions_with_their_roles_and_figures(status, store, monkeypatch):
     assert shown == [
         ("3", "challenger", "98.75", "7,364", "step4", today, "ada"),
         ("2", "champion", "99.00", "7,364", "step4", today, "grace"),
-        ("1", "–", "98.50", "7,364", "step4", today, "ada"),
+        ("1", "earlier champion", "98.50", "7,364", "step4", today, "ada"),
     ]
     assert 'load the champion: mlflow.pyfunc.load_model("models:/digits-cnn@champion")' in lines
     changes = [row[1:4] + row[5:] for row in cells(lines, "changes of the champion of digits-cnn")[1:]]

@@ -71,11 +71,12 @@ def _model(model: RegisteredModel) -> list[str]:
 def _version(version: ModelVersion, aliases: Mapping[str, str], history: Iterable[Change]) -> dict[str, object]:
     tags, number = ours(version.tags), str(version.version)
     roles = [alias for alias, named in sorted(aliases.items()) if str(named) == number]
+    made = [change for change in history if change.made and change.after == number]
     since, by = _utc(version.creation_timestamp), _user(version)
-    if "champion" in roles:
-        for change in history:
-            if change.made and change.after == number:
-                since, by = _short(change.at), change.by
+    if made and "champion" in roles:
+        since, by = _short(made[-1].at), made[-1].by
+    elif made:
+        roles.append("earlier champion")
     return {
         "version": number,
         "role": " and ".join(roles) or "–",
