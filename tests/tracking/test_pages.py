@@ -13,10 +13,10 @@ from tests.support.programs import server
 VIEW = "?workflowType=machine_learning"
 
 
-def test_a_run_is_shown_by_mlflow_ui_or_by_the_stores_own_server(store):
+def test_the_page_of_a_run():
     assert pages.run_page("1", "a") == f"http://127.0.0.1:5000/#/experiments/1/runs/a{VIEW}"
-    mlflow.set_tracking_uri("https://mlflow.example.org/")
-    assert pages.run_page("1", "a") == f"https://mlflow.example.org/#/experiments/1/runs/a{VIEW}"
+    page = pages.run_page("1", "a", "https://mlflow.example.org")
+    assert page == f"https://mlflow.example.org/#/experiments/1/runs/a{VIEW}"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from urllib.parse import urlparse
 
 import mlflow
 
@@ -14,19 +13,14 @@ UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 VIEW = "?workflowType=machine_learning"
 
 
-def experiment_page(experiment_id: str, server: str = "") -> str:
-    """The address of the page with the experiment's runs, on the store's own server or on the given one."""
-    return f"{_server(server)}/#/experiments/{experiment_id}/runs{VIEW}"
+def experiment_page(experiment_id: str, server: str = UI) -> str:
+    """The address of the page with the experiment's runs."""
+    return f"{server}/#/experiments/{experiment_id}/runs{VIEW}"
 
 
-def run_page(experiment_id: str, run_id: str) -> str:
-    """The address of a run's page, on the store's own server or where `mlflow ui` listens."""
-    return f"{_server()}/#/experiments/{experiment_id}/runs/{run_id}{VIEW}"
-
-
-def _server(given: str = "") -> str:
-    uri = mlflow.get_tracking_uri()
-    return given or (uri.rstrip("/") if urlparse(uri).scheme in ("http", "https") else UI)
+def run_page(experiment_id: str, run_id: str, server: str = UI) -> str:
+    """The address of a run's page."""
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}{VIEW}"
 
 
 def main(arguments: Sequence[str]) -> None:
