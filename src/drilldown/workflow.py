@@ -1,10 +1,10 @@
-"""What each command does: train, resume and finish a run; train many; compare; change the champion; predict."""
+"""What each command does: train, resume and finish a run; train many; compare; change the champion; predict; show."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ParamSpec
@@ -25,7 +25,7 @@ from drilldown.errors import (
     RegistryError,
     StoreError,
 )
-from drilldown.experiments import compare, nested, records, repeat
+from drilldown.experiments import compare, nested, records, repeat, status
 from drilldown.inference import predict
 from drilldown.learning import checkpoint, data, train
 from drilldown.learning.evaluate import evaluate
@@ -37,21 +37,21 @@ from drilldown.registry.verify import Verifier
 from drilldown.reporting import gate, plots, report
 from drilldown.reporting.statistics import format_probability
 from drilldown.steps import STEP_NAMES, Step, load_step
-from drilldown.tracking import provenance, runs, store
+from drilldown.tracking import provenance, runs, search, store
 
 CHECKPOINTS = Path("checkpoints")
 MAX_SHEET = 80  # images on the contact sheet of a prediction
 P = ParamSpec("P")
 
 
-def command(function: Callable[P, None]) -> Callable[P, None]:
+def command(function: Callable[P, None], connect: Callable[[], None] = store.connect) -> Callable[P, None]:
     """Connect a command to the store, and turn errors of MLflow and of memory into errors of one line."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         store.quiet_mlflow()
         try:
-            store.connect()
+            connect()
             function(*args, **kwargs)
         except MlflowException as error:
             raise StoreError(store.explain(error)) from error
@@ -91,7 +91,8 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
             dataset = _load_dataset(options)
             runs.check_fingerprint(resume, fingerprint(dataset))
             stack.enter_context(checkpoint.lock(CHECKPOINTS / resume, fresh=False))
-        run_id = stack.enter_context(runs.run(f"{name} seed {options.seed}", {"step": name}, resume or None))
+        tags = {"kind": "train", "step": name}
+        run_id = stack.enter_context(runs.run(f"{name} seed {options.seed}", tags, resume or None))
         folder = CHECKPOINTS / run_id
         if not resume:
             stack.enter_context(checkpoint.lock(folder))
@@ -157,7 +158,7 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
         if verdict.passed:
             verifier.start()  # its imports take seconds; meanwhile this process draws and exports
         text = report.markdown(step.docstring, seed, history, verdict, goal, split)
-        model = runs.log_end(state, evaluation, verdict, goal, dataset, text)
+        model = runs.log_end(state, evaluation, verdict, goal, dataset, text, f"{step.name}-seed{seed}")
         click.echo(report.verdict_lines(verdict))
         if not verdict.passed:
             click.echo("nothing registered")
@@ -169,13 +170,14 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
 
 
 @command
-def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: bool) -> None:
+def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: bool, experiment: str) -> None:
     """Train a step with many seeds, each in a nested run, and log the spread of their figures."""
-    with runs.run(f"repeat {step}", {"repeat": step}) as parent:
+    reuse_from = search.experiments(experiment) if reuse else {}
+    with runs.run(f"repeat {step}", {"kind": "repeat", "repeat": step}) as parent:
         dataset = _load_dataset(options)
         goal = options.goal(load_step(step).target, dataset)
         tasks = [(step, seed) for seed in range(seeds)]
-        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=jobs, quiet=True, reuse=reuse))
+        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=jobs, quiet=True, reuse_from=reuse_from))
         summary = repeat.summarize(step, outcomes, goal, dataset.split)
         curves = {run.seed: run.accuracies for run in summary.runs if run.error is None}
         figure = plots.seeds(curves, goal.accuracy, repeat.caption(summary, dataset, parent), dataset.split, goal.last)
@@ -185,15 +187,18 @@ def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: 
 
 
 @command
-def train_all(options: TrainOptions, reuse: bool) -> None:
+def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
     """Train every step with one seed, each in a nested run, and compare them."""
-    with runs.run("all", {"all": " ".join(STEP_NAMES)}) as parent:
+    experiments = search.experiments(experiment)
+    reuse_from = experiments if reuse else {}
+    with runs.run("all", {"kind": "all", "all": " ".join(STEP_NAMES)}) as parent:
         dataset = _load_dataset(options)
         tasks = [(step, options.seed) for step in STEP_NAMES]
-        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse=reuse))
+        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse_from=reuse_from))
         trained = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
+        experiments = experiments | search.experiments()  # reused runs, and those of now
         entries = {
-            step: compare.collect(step, dataset.digest, like=trained[step]) if step in trained else None
+            step: compare.collect(step, dataset.digest, experiments, like=trained[step]) if step in trained else None
             for step in STEP_NAMES
         }
         failed = {outcome.step: outcome.error for outcome in outcomes if outcome.error}
@@ -209,9 +214,12 @@ def _train_nested(
     *,
     jobs: int,
     quiet: bool,
-    reuse: bool,
+    reuse_from: Collection[str],
 ) -> Iterator[nested.Outcome]:
-    """Train each (step, seed) in a run nested in the parent, or reuse a finished one; print a line for each."""
+    """Train each (step, seed) in a run nested in the parent, or reuse a finished one; print a line for each.
+
+    `reuse_from` are the ids of the experiments whose finished runs may be reused.
+    """
     device = hardware.select_device(options.device)
     goals: dict[str, Goal] = {}
     missing, reused = [], []
@@ -236,7 +244,7 @@ def _train_nested(
             device=device,
             engine=engine,
         )
-        if reuse and (found := runs.find_reusable(fingerprint)):
+        if found := search.find_reusable(reuse_from, name, seed, fingerprint):
             outcome = nested.Outcome.from_run(name, seed, found.info.run_id, dataset.split, reused=True)
             reused.append(found.info.run_id)
             click.echo(nested.outcome_line(outcome, goal))
@@ -254,14 +262,19 @@ def _train_nested(
 
 
 @command
-def compare_steps(dataset: str) -> None:
+def compare_steps(dataset: str, experiment: str) -> None:
     """Compare the finished runs of the steps."""
-    with runs.run("compare", {}) as run_id:
-        if not (newest := compare.newest(dataset)):
-            raise CompareError(f"dataset is {dataset!r}: the store has no finished run to compare; train a step")
+    experiments = search.experiments(experiment)
+    with runs.run("compare", {"kind": "compare"}) as run_id:
+        if not (newest := compare.newest(dataset, experiments)):
+            looked, there = (", ".join(found.values()) for found in (experiments, search.experiments("all")))
+            raise CompareError(
+                f"dataset is {dataset!r}: no finished run to compare in the experiment {looked}; train a step, or look "
+                f"into another experiment: all, {there}"
+            )
         name, digest = compare.dataset_of(newest)
         recipes = {step: load_step(step).recipe for step in STEP_NAMES}
-        entries = {step: compare.collect(step, digest, recipe=recipes[step]) for step in STEP_NAMES}
+        entries = {step: compare.collect(step, digest, experiments, recipe=recipes[step]) for step in STEP_NAMES}
         _log_comparison(run_id, entries, name, {})
 
 
@@ -272,8 +285,9 @@ def _log_comparison(
     caption = compare.caption(entries, dataset, f"run {run_id[:8]}")
     table, figure = compare.rows(entries, dataset), compare.figure(entries, caption)
     notes = compare.notes(entries, dataset, failed)
-    pages = compare.markdown(table, notes), compare.page(table, notes, figure, caption)
-    runs.log_comparison(dataset, *pages, compare.numbers(entries, table), figure)
+    texts = compare.description(table, notes), compare.markdown(table, notes)
+    page = compare.page(table, notes, figure, caption)
+    runs.log_comparison(dataset, *texts, page, compare.numbers(entries, table), figure)
     for row in table:
         click.echo(compare.line(row))
 
@@ -296,7 +310,7 @@ def _change_champion(
     name: str, model: str, data_dir: str, change: Callable[[data.Dataset], registry.Registration]
 ) -> None:
     """Change the champion in a run of its own, and print the champion's history."""
-    with runs.run(f"{name} {model}", {name: model}):
+    with runs.run(f"{name} {model}", {"kind": name, name: model}):
         done = change(data.load(model.removesuffix("-cnn"), data_dir or None))
         click.echo(done.details)
         for entry in champion_history(model):
@@ -310,7 +324,7 @@ def _change_champion(
 def predict_images(images: str, model: str) -> None:
     """Classify image files by a registered model, and log the answers."""
     files = predict.find_images(images)
-    with runs.run("predict", {}) as run_id:
+    with runs.run("predict", {"kind": "predict"}) as run_id:
         loaded, lineage = predict.load(model)
         predictions, seen, refused = predict.predict(loaded, files)
         shown = predictions[:MAX_SHEET]
@@ -334,8 +348,19 @@ def predict_images(images: str, model: str) -> None:
 
 
 @command
-def record_results(name: str, epochs: int | None, force: bool) -> None:
+def record_results(name: str, epochs: int | None, force: bool, experiment: str) -> None:
     """Write results/STEP.json from the finished MNIST runs in the store."""
     recipe = load_step(name).recipe
-    file, left_out = records.write(name, recipe, epochs or recipe.epochs, force)
+    file, left_out = records.write(name, recipe, epochs or recipe.epochs, search.experiments(experiment), force)
     click.echo(f"{file}: the newest run of each seed; left out: {left_out}")
+
+
+@functools.partial(command, connect=store.connect_to_read)
+def show_status(model: str, experiment: str) -> None:
+    """Show the registered models and the unfinished runs; nothing is written to the store."""
+    if not store.exists():
+        click.echo(status.EMPTY)
+        return
+    experiments = search.experiments(experiment)
+    runs.name_opened("status", {"kind": "status"})
+    click.echo(status.overview(model, experiments, CHECKPOINTS))
