@@ -274,8 +274,7 @@ def _log_comparison(
     notes = compare.notes(entries, dataset, failed)
     pages = compare.markdown(table, notes), compare.page(table, notes, figure, caption)
     runs.log_comparison(dataset, *pages, compare.numbers(entries, table), figure)
-    for row in table:
-        click.echo(compare.line(row))
+    click.echo(compare.screen(table))
 
 
 @command

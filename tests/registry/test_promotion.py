@@ -59,9 +59,10 @@ def test_level_of_significance():
 def test_markdown_has_both_tables():
     challenger, champion = candidate("12", (3, 13, 4)), candidate("7", (3, 5, 15, 25))
     decision = promotion.decide(challenger, champion, LABELS)
-    text = promotion.markdown(challenger, champion, LABELS, decision, promoted=False)
+    tables = promotion.tables(challenger, champion, LABELS, decision)
+    text = promotion.markdown(decision, tables, promoted=False)
     assert text.startswith("**Not promoted**: not significantly better than version 7 (")
-    forced = promotion.markdown(challenger, champion, LABELS, decision, promoted=True)
+    forced = promotion.markdown(decision, tables, promoted=True)
     assert forced == text.replace("**Not promoted**", "**Promoted by force**")
     assert "| version 12 right | 994 | 3 |\n| version 12 wrong | 2 | 1 |" in text
     assert "| version 12 | 0 | 0 | 0 | 2 | 1 | 0 | 0 | 0 | 0 | 0 | 3 |" in text
@@ -69,6 +70,7 @@ def test_markdown_has_both_tables():
 
 
 def test_markdown_of_the_first_champion():
-    text = promotion.markdown(candidate("1", (3,)), None, LABELS, promotion.FIRST, promoted=True)
+    tables = promotion.tables(candidate("1", (3,)), None, LABELS, promotion.FIRST)
+    text = promotion.markdown(promotion.FIRST, tables, promoted=True)
     assert text.startswith("**Promoted**: there was no champion.")
     assert "| version 1 | 0 | 0 | 0 | 1 |" in text

@@ -19,6 +19,7 @@ from drilldown.errors import ParameterError, PredictError, VerificationError
 from drilldown.inference.framing import read_image
 from drilldown.messages import printable
 from drilldown.registry import integrity
+from drilldown.reporting.report import columns
 from drilldown.reporting.statistics import format_probability
 from drilldown.tracking.tags import ours
 
@@ -126,13 +127,14 @@ def _prediction(file: Path, probabilities: np.ndarray) -> Prediction:
 
 def table(predictions: list[Prediction], most: int = 100) -> str:
     """The predictions for the screen, one file per line; only the first `most` if there are more."""
-    width = max((len(row.file) for row in predictions[:most]), default=0)
-    lines = [f"{'file':{width}}  digit  probability  second guess"]
-    lines += [
-        f"{row.file:{width}}  {row.digit:5}  {format_probability(row.probability):>11}  "
-        f"{row.second_digit} ({format_probability(row.second_probability)})"
+    rows = [
+        {
+            "file": row.file,
+            "digit": row.digit,
+            "probability": format_probability(row.probability),
+            "second guess": f"{row.second_digit} ({format_probability(row.second_probability)})",
+        }
         for row in predictions[:most]
     ]
-    if len(predictions) > most:
-        lines.append(f"… and {len(predictions) - most:,} more, in predictions.csv")
-    return "\n".join(lines)
+    more = len(predictions) - most
+    return columns(rows) + (f"\n… and {more:,} more, in predictions.csv" if more > 0 else "")

@@ -18,6 +18,7 @@ from drilldown.registry import integrity, promotion
 from drilldown.registry.champion import get_champion, previous_champion, set_champion, versions
 from drilldown.registry.verify import Verifier, verify
 from drilldown.reporting.gate import Verdict
+from drilldown.reporting.report import columns
 from drilldown.tracking.store import store_lock
 from drilldown.tracking.tags import ours, prefixed
 
@@ -30,7 +31,7 @@ class Registration:
     version: str
     champion: bool
     reason: str
-    details: str = ""  # the comparison with the champion, as Markdown
+    details: str = ""  # the comparison with the champion in tables, for the screen
 
 
 def model_name(dataset: str) -> str:
@@ -129,13 +130,13 @@ def promote(
         _tag_version(client, name, version, {"verified": "true"})
         promoted = decision.promoted or force
         forced = "by force, though " if promoted and not decision.promoted else ""
-        reason, details = forced + decision.reason, promotion.markdown(candidate, rival, labels, decision, promoted)
+        reason, tables = forced + decision.reason, promotion.tables(candidate, rival, labels, decision)
         result = asdict(decision) | {"promoted": promoted, "reason": reason}
         _tag_version(client, name, version, {f"promotion.{key}": str(value) for key, value in result.items()})
-        client.update_model_version(name, version, details)
+        client.update_model_version(name, version, promotion.markdown(decision, tables, promoted))
         if promoted:
             set_champion(name, champion, version, "promotion", f"{why}; {reason}")
-    return Registration(name, version, promoted, reason, details)
+    return Registration(name, version, promoted, reason, "\n\n".join(map(columns, tables)))
 
 
 def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -> Registration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -63,3 +64,19 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     lines = [list(rows[0]), *(list(map(str, row.values())) for row in rows)]
     written = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([written[0], "|---" * len(rows[0]) + "|", *written[1:]]) + "\n"
+
+
+def columns(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows with the same headings as aligned columns, for the screen; a column with figures is aligned on the right."""
+    cells = [list(rows[0]), *(list(map(str, row.values())) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    aligns = [">" if any(map(_is_figure, column)) else "<" for column in zip(*cells[1:], strict=True)]
+    lines = (
+        "  ".join(f"{cell:{align}{width}}" for cell, align, width in zip(line, aligns, widths, strict=True))
+        for line in cells
+    )
+    return "\n".join(map(str.rstrip, lines))
+
+
+def _is_figure(cell: str) -> bool:
+    return cell != "" and not re.search(r"[^\W\d]", cell.replace(" of ", ""))  # no letter
