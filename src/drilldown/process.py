@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock
 
@@ -103,6 +104,12 @@ def _release(lock: FileLock) -> None:
     if "MLFLOW_RUN_ID" not in os.environ:  # else no run has taken that id over, and another process closes the run
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
+
+
+def become(command: list[str]) -> NoReturn:
+    """Run another program in place of this one, after what would run at this one's end."""
+    atexit._run_exitfuncs()
+    os.execvp(command[0], command)
 
 
 def lock_name(file_name: str) -> str:

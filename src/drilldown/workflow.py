@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from tqdm import tqdm
 
 from drilldown import hardware, process
+from drilldown.choices import DEFAULT_MODEL
 from drilldown.engine import accelerate
 from drilldown.errors import (
     CheckpointError,
@@ -26,20 +29,22 @@ from drilldown.errors import (
     StoreError,
 )
 from drilldown.experiments import compare, nested, records, repeat
+from drilldown.experiments.progress import Progress
 from drilldown.inference import predict
 from drilldown.learning import checkpoint, data, train
 from drilldown.learning.evaluate import evaluate
 from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
 from drilldown.registry import registry
-from drilldown.registry.champion import champion_history
+from drilldown.registry.champion import champion_history, explain_no_champion, models_with_a_champion
 from drilldown.registry.verify import Verifier
 from drilldown.reporting import gate, plots, report
 from drilldown.reporting.statistics import format_probability
-from drilldown.steps import STEP_NAMES, Step, load_step
-from drilldown.tracking import provenance, runs, store
+from drilldown.steps import ROOT, STEP_NAMES, Step, load_step
+from drilldown.tracking import invocation, provenance, runs, store
 
 CHECKPOINTS = Path("checkpoints")
+IMAGES = ROOT / "docs" / "digits"  # to try a model on
 MAX_SHEET = 80  # images on the contact sheet of a prediction
 P = ParamSpec("P")
 
@@ -96,7 +101,7 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
         if not resume:
             stack.enter_context(checkpoint.lock(folder))
             dataset = _load_dataset(options)
-        stack.enter_context(_resume_hint(name, run_id, folder))
+        stack.enter_context(_resume_hint(name, run_id, folder, options))
         state = train.init_state(network, recipe, dataset, options.seed, device)
         goal = options.goal(step.target, dataset)
         click.echo(
@@ -124,13 +129,15 @@ def _load_dataset(options: TrainOptions) -> data.Dataset:
 
 
 @contextlib.contextmanager
-def _resume_hint(name: str, run_id: str, folder: Path) -> Iterator[None]:
+def _resume_hint(name: str, run_id: str, folder: Path, options: TrainOptions) -> Iterator[None]:
     """Say how to resume a run that was stopped, or whose store or disk failed."""
+    given = {"data_dir": options.data_dir} if options.data_dir else {}  # the run keeps everything else
+    hint = invocation.command(name, resume=run_id, **given)  # now, as the store may not answer then
     try:
         yield
     except (process.Stopped, MlflowException, CheckpointError, OSError):
         if checkpoint.exists(folder):
-            click.echo(f"to resume it: mlflow run . -e {name} --env-manager local -P resume={run_id}")
+            click.echo(f"to resume it: {hint}")
         raise
 
 
@@ -159,13 +166,29 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
         text = report.markdown(step.docstring, seed, history, verdict, goal, split)
         model = runs.log_end(state, evaluation, verdict, goal, dataset, text)
         click.echo(report.verdict_lines(verdict))
+        files = ("report.md", "curves.png", "mistakes.png")
+        comparison = [invocation.command("compare")] if split == "test" else []  # it shows test figures only
         if not verdict.passed:
             click.echo("nothing registered")
+            _say(invocation.next_steps(files, comparison))
             return
         registration = registry.register(model, run_id, step.name, verdict, evaluation, dataset, verifier)
     role = "champion" if registration.champion else "challenger"
-    click.echo(registration.details)
+    _say(registration.details)
     click.echo(f"registered {registration.name} version {registration.version} as {role}: {registration.reason}")
+    _say(invocation.next_steps(files, [*_use(registration.name), *comparison], registration.name))
+
+
+def _use(model: str) -> list[str]:
+    """How to use the model's champion."""
+    given = {} if model == DEFAULT_MODEL else {"model": f"models:/{model}@champion"}
+    return [invocation.serve_command(model), invocation.command("predict", images=os.path.relpath(IMAGES), **given)]
+
+
+def _say(text: str) -> None:
+    """Print the text, unless it is empty."""
+    if text:
+        click.echo(text)
 
 
 @command
@@ -181,6 +204,8 @@ def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: 
         figure = plots.seeds(curves, goal.accuracy, repeat.caption(summary, dataset, parent), dataset.split, goal.last)
         runs.log_repeat(summary.as_dict(), summary.metrics(), figure)
         click.echo(repeat.summary_lines(summary))
+        comparison = [invocation.command("compare")] if dataset.split == "test" else []  # it shows test figures only
+        _say(invocation.next_steps(("seeds.png", "repeat.json"), comparison))
         nested.check(outcomes)
 
 
@@ -214,6 +239,7 @@ def _train_nested(
     """Train each (step, seed) in a run nested in the parent, or reuse a finished one; print a line for each."""
     device = hardware.select_device(options.device)
     goals: dict[str, Goal] = {}
+    lengths: dict[str, int] = {}  # in epochs
     missing, reused = [], []
     for name, seed in tasks:
         try:
@@ -227,9 +253,10 @@ def _train_nested(
             yield outcome
             continue
         goal = goals[name] = options.goal(step.target, dataset)
+        recipe = options.recipe(step.recipe)
         fingerprint = provenance.fingerprint(
             name,
-            recipe=options.recipe(step.recipe),
+            recipe=recipe,
             goal=goal,
             dataset=dataset,
             seed=seed,
@@ -243,14 +270,17 @@ def _train_nested(
             yield outcome
         else:
             missing.append((name, seed))
+            lengths[nested.task_name(name, seed)] = recipe.epochs
     runs.note_reused(reused)
     threads = options.threads or max(1, hardware.cores() // min(jobs, len(missing) or 1))
     # Dataset and device are decided here, once for all of them.
     decided = replace(options, dataset=dataset.name, device=device.type, threads=threads)
-    outcomes = nested.train(missing, decided, jobs=jobs, parent=parent, split=dataset.split, quiet=quiet)
-    for outcome in tqdm(outcomes, total=len(missing), unit="run", disable=None):
-        tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
-        yield outcome
+    with Progress(lengths) as progress:
+        for outcome in nested.train(
+            missing, decided, jobs=jobs, parent=parent, split=dataset.split, progress=progress, quiet=quiet
+        ):
+            tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
+            yield outcome
 
 
 @command
@@ -275,6 +305,7 @@ def _log_comparison(
     pages = compare.markdown(table, notes), compare.page(table, notes, figure, caption)
     runs.log_comparison(dataset, *pages, compare.numbers(entries, table), figure)
     click.echo(compare.screen(table))
+    _say(invocation.next_steps(("compare.html", "compare.png", "compare.csv")))
 
 
 @command
@@ -296,13 +327,15 @@ def _change_champion(
 ) -> None:
     """Change the champion in a run of its own, and print the champion's history."""
     with runs.run(f"{name} {model}", {name: model}):
+        registry.check_registered(model)  # before the data, which may not be here
         done = change(data.load(model.removesuffix("-cnn"), data_dir or None))
-        click.echo(done.details)
+        _say(done.details)
         for entry in champion_history(model):
             click.echo(entry)
         if not done.champion:
             raise RegistryError(f"{model} version {done.version} stays challenger: {done.reason}")
         click.echo(f"{model} version {done.version} is champion: {done.reason}")
+        _say(invocation.next_steps((), _use(model), model))
 
 
 @command
@@ -330,6 +363,24 @@ def predict_images(images: str, model: str) -> None:
             click.echo(f"{file}  left out: {reason}", err=True)
         if not predictions:
             raise PredictError("none of the files could be read")
+        _say(invocation.next_steps(("contact_sheet.png", "predictions.csv")))
+
+
+@command
+def serve(model: str, port: int) -> None:
+    """Serve the champion over HTTP, by MLflow's server in place of this process."""
+    if model not in models_with_a_champion():
+        raise RegistryError(f"model is {model!r}: {explain_no_champion(model, invocation.serve_command)}")
+    request = os.path.relpath(IMAGES / "seven.json")
+    click.echo(
+        f"serving {model} on http://127.0.0.1:{port} until Ctrl-C; to ask it about {request}:\n"
+        f"curl --silent http://127.0.0.1:{port}/invocations --header 'Content-Type: application/json' --data @{request}"
+    )
+    # The models are exported on the CPU; MLflow would load them on a CUDA device where there is one.
+    os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")
+    uri = f"models:/{model}@champion"
+    serving = ["models", "serve", "--model-uri", uri, "--env-manager", "local", "--port", str(port)]
+    process.become([sys.executable, "-m", "mlflow", *serving])
 
 
 @command
@@ -338,3 +389,4 @@ def record_results(name: str, epochs: int | None, force: bool) -> None:
     recipe = load_step(name).recipe
     file, left_out = records.write(name, recipe, epochs or recipe.epochs, force)
     click.echo(f"{file}: the newest run of each seed; left out: {left_out}")
+    click.echo("next:   make docs")

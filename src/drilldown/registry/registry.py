@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import mlflow
@@ -15,10 +15,11 @@ from drilldown.errors import ChampionError, ParameterError, RegistryError
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation
 from drilldown.registry import integrity, promotion
-from drilldown.registry.champion import get_champion, previous_champion, set_champion, versions
+from drilldown.registry.champion import SUFFIX, get_champion, previous_champion, set_champion, versions
 from drilldown.registry.verify import Verifier, verify
 from drilldown.reporting.gate import Verdict
 from drilldown.reporting.report import columns
+from drilldown.tracking import invocation
 from drilldown.tracking.store import store_lock
 from drilldown.tracking.tags import ours, prefixed
 
@@ -36,7 +37,7 @@ class Registration:
 
 def model_name(dataset: str) -> str:
     """The registered model for that dataset; models of different datasets are never compared."""
-    return f"{dataset}-cnn"
+    return f"{dataset}{SUFFIX}"
 
 
 def register(
@@ -145,9 +146,8 @@ def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -
     Raises: RegistryError when there is no previous champion, or when it was measured on other data; VerificationError
     when it does not have the accuracy that was logged.
     """
-    client, name = MlflowClient(), model_name(dataset.name)
-    if not client.search_registered_models(f"name = '{name}'"):
-        raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one")
+    name = model_name(dataset.name)
+    check_registered(name)
     with store_lock(name), _verifier(verifier) as verifier:
         champion = get_champion(name)
         current = f"version {champion.version}" if champion else "none"
@@ -160,6 +160,19 @@ def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -
     return Registration(name, version, True, f"it was champion before; the champion was {current}")
 
 
+def check_registered(name: str) -> None:
+    """Raise RegistryError if the registered model has no version; say which models have some."""
+    if versions(name):
+        return
+    others = (model.name for model in MlflowClient().search_registered_models() if model.name.endswith(SUFFIX))
+    there = "".join(
+        f"; {other} has {_numbers(found)} ({invocation.argument(model=other)})"
+        for other in others
+        if (found := versions(other))
+    )
+    raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one{there}")
+
+
 def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verifier]:
     """The caller's verifier, which the caller ends, or a new one."""
     return contextlib.nullcontext(given) if given else Verifier()
@@ -168,9 +181,12 @@ def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verif
 def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
     found = versions(name)
     if version not in found:
-        existing = ", ".join(sorted(found, key=int)) or "none"
-        raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {existing}")
+        raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {_numbers(found)}")
     return found[version]
+
+
+def _numbers(found: Iterable[str]) -> str:
+    return ", ".join(sorted(found, key=int)) or "none"
 
 
 def _tag_version(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> None:

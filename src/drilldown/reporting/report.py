@@ -32,6 +32,12 @@ def epoch_line(row: EpochMetrics, epochs: int, split: str) -> str:
     )
 
 
+def epoch_of(line: str) -> int | None:
+    """The epoch that a line of `epoch_line` is about; None for another line."""
+    found = re.match(r"epoch +(\d+)/", line)
+    return int(found[1]) if found else None
+
+
 def verdict_lines(verdict: Verdict) -> str:
     """The verdict and its reasons, one per line, for the screen."""
     return "\n".join([f"gate {'passed' if verdict.passed else 'failed'}:", *(f"  {why}" for why in verdict.reasons)])

@@ -32,6 +32,7 @@ def quiet_mlflow() -> None:
         logging.getLogger(logger).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # the artifacts are small and many
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `invocation` prints the run's page
 
 
 def connect() -> None:
@@ -41,7 +42,7 @@ def connect() -> None:
     """
     _defer_signals_during_queries()
     try:
-        if file := _sqlite_file():
+        if file := sqlite_file():
             database.ensure(Path(file))
         with short_timeouts():
             close_abandoned()
@@ -92,7 +93,7 @@ def store_lock(name: str) -> contextlib.AbstractContextManager[object]:
 
     For a store on a server, the lock covers the processes that were started in this folder.
     """
-    if file := _sqlite_file():
+    if file := sqlite_file():
         return FileLock(f"{file}.{name}.lock")
     try:
         process.LIVENESS_FOLDER.mkdir(exist_ok=True)
@@ -102,7 +103,8 @@ def store_lock(name: str) -> contextlib.AbstractContextManager[object]:
     return FileLock(process.LIVENESS_FOLDER / f"{server}.{name}.lock")
 
 
-def _sqlite_file() -> str | None:
+def sqlite_file() -> str | None:
+    """The store's database file; None for a server, and for another database."""
     from sqlalchemy.engine import make_url  # it takes a while
 
     uri = mlflow.get_tracking_uri()
@@ -141,7 +143,7 @@ def _is_abandoned(run: Run) -> bool:
     # closed here, because its environment took long to build, it opens the run again.
     is_ours = tags.get(MLFLOW_SOURCE_TYPE) == "PROJECT" and tags[MLFLOW_SOURCE_NAME] == _project_source()
     is_late = time.time() - run.info.start_time / 1000 > TAKEOVER_SECONDS
-    is_here = _sqlite_file() or (process.LIVENESS_FOLDER / run.info.run_id).exists()
+    is_here = sqlite_file() or (process.LIVENESS_FOLDER / run.info.run_id).exists()
     return bool(is_ours and is_late and is_here) and process.is_gone(process.lock_name(run.info.run_id))
 
 
