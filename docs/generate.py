@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md and docs/*.md from results/, and docs/digits/seven.json: `make docs`.
+"""Write the generated parts of README.md and docs/*.md from results/, and docs/digits/two.json: `make docs`.
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end -->`. NAME is a key of PARTS; arguments may follow.
 With --check nothing is written; the exit code is 1 when a part is stale, and each stale file is named.
@@ -29,7 +29,7 @@ from drilldown.steps import ROOT, STEP_NAMES
 from drilldown.tracking import store
 
 RESULTS = ROOT / "results"
-REQUEST = ROOT / "docs" / "digits" / "seven.json"
+REQUEST = ROOT / "docs" / "digits" / "two.json"
 FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), REQUEST)
 PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", flags=re.S)
 

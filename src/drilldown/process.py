@@ -20,6 +20,7 @@ from filelock import FileLock
 LIVENESS_FOLDER = Path(".processes")
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 PARENT = os.getppid()  # read as early as possible: the parent may end at any moment
+OPENED_RUN = os.environ.get("MLFLOW_RUN_ID")  # by the program that started this one; MLflow removes the variable
 POLL_SECONDS = 0.5  # between two looks at the parent
 REPEAT_SECONDS = 3  # after a signal, further ones are ignored for so long: an interrupted `mlflow run` sends a second
 RESEND_SECONDS = 30  # after which an orphan is signalled again: an exception raised in a finalizer is lost

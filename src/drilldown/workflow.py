@@ -370,8 +370,8 @@ def predict_images(images: str, model: str) -> None:
 def serve(model: str, port: int) -> None:
     """Serve the champion over HTTP, by MLflow's server in place of this process."""
     if model not in models_with_a_champion():
-        raise RegistryError(f"model is {model!r}: {explain_no_champion(model, invocation.serve_command)}")
-    request = os.path.relpath(IMAGES / "seven.json")
+        raise RegistryError(explain_no_champion(model, invocation.serve_command))
+    request = os.path.relpath(IMAGES / "two.json")
     click.echo(
         f"serving {model} on http://127.0.0.1:{port} until Ctrl-C; to ask it about {request}:\n"
         f"curl --silent http://127.0.0.1:{port}/invocations --header 'Content-Type: application/json' --data @{request}"

@@ -46,10 +46,10 @@ def explain_no_champion(name: str, choose: Callable[[str], str]) -> str:
     Only models of this project are offered.
     """
     others = [other for other in models_with_a_champion() if other.endswith(SUFFIX)]
-    there = "".join(f"{other} has one ({choose(other)}); " for other in others[:1])
+    there = "".join(f"{other} has one: {choose(other)}; " for other in others[:1])
     dataset = name.removesuffix(SUFFIX)
     wanted = {"dataset": dataset} if dataset in DATASETS else {}
-    return f"{name} has no champion; {there}to get one for {name}: {invocation.command('step4', **wanted)}"
+    return f"{name} has no champion; {there}to train one: {invocation.command('step4', **wanted)}"
 
 
 def get_champion(name: str) -> ModelVersion | None:

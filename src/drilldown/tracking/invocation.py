@@ -14,6 +14,7 @@ from mlflow.entities import Run
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENV
 
+from drilldown import process
 from drilldown.choices import DEFAULT_MODEL
 from drilldown.messages import CREDENTIALS
 from drilldown.steps import ROOT
@@ -49,9 +50,11 @@ def starter() -> str:
     """How the user started this process: "make", "python", or the environment manager of `mlflow run`."""
     if given := os.environ.get(STARTER):
         return given
-    if not (run_id := os.environ.get("MLFLOW_RUN_ID")):
+    if not process.OPENED_RUN:
         return "python"
-    return str(mlflow.get_run(run_id).data.tags.get(MLFLOW_PROJECT_ENV, "local"))  # MLflow sets no tag for local
+    return str(
+        mlflow.get_run(process.OPENED_RUN).data.tags.get(MLFLOW_PROJECT_ENV, "local")
+    )  # MLflow sets no tag for local
 
 
 def command(entry_point: str, **parameters: object) -> str:
@@ -99,7 +102,7 @@ def _page(run: Run) -> str:
         ui = f"make ui ARGS={shlex.quote(store.replace('$', '$$'))}" if store else "make ui"
     else:
         ui = f"mlflow ui {store}".strip()
-    return f"{UI}{path} (start {ui})"
+    return f"{UI}{path} (served by {ui})"
 
 
 def _folder(run: Run) -> str | None:
