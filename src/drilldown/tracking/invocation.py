@@ -52,9 +52,8 @@ def starter() -> str:
         return given
     if not process.OPENED_RUN:
         return "python"
-    return str(
-        mlflow.get_run(process.OPENED_RUN).data.tags.get(MLFLOW_PROJECT_ENV, "local")
-    )  # MLflow sets no tag for local
+    tags = mlflow.get_run(process.OPENED_RUN).data.tags
+    return str(tags.get(MLFLOW_PROJECT_ENV, "local"))  # MLflow sets no tag for local
 
 
 def command(entry_point: str, **parameters: object) -> str:
