@@ -107,10 +107,13 @@ def _release(lock: FileLock) -> None:
     lock.release()
 
 
-def become(command: list[str]) -> NoReturn:
-    """Run another program in place of this one, after what would run at this one's end."""
+def become(command: list[str], **environment: str) -> NoReturn:
+    """Run another program in place of this one, after what would run at this one's end.
+
+    The user's own variables win over `environment`.
+    """
     atexit._run_exitfuncs()
-    os.execvp(command[0], command)
+    os.execvpe(command[0], command, environment | os.environ)
 
 
 def lock_name(file_name: str) -> str:

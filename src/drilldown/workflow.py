@@ -376,11 +376,10 @@ def serve(model: str, port: int) -> None:
         f"serving {model} on http://127.0.0.1:{port} until Ctrl-C; to ask it about {request}:\n"
         f"curl --silent http://127.0.0.1:{port}/invocations --header 'Content-Type: application/json' --data @{request}"
     )
-    # The models are exported on the CPU; MLflow would load them on a CUDA device where there is one.
-    os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")
     uri = f"models:/{model}@champion"
     serving = ["models", "serve", "--model-uri", uri, "--env-manager", "local", "--port", str(port)]
-    process.become([sys.executable, "-m", "mlflow", *serving])
+    # The models are exported on the CPU; MLflow would load them on a CUDA device where there is one.
+    process.become([sys.executable, "-m", "mlflow", *serving], MLFLOW_DEFAULT_PREDICTION_DEVICE="cpu")
 
 
 @command

@@ -51,7 +51,7 @@ def test_no_image_to_predict(tmp_path):
         predict.find_images(tmp_path)
 
 
-@pytest.mark.parametrize("uri", ["models:/mnist-cnn@champion", "models:/mnist-cnn/1", "models:/mnist-cnn", "nowhere"])
+@pytest.mark.parametrize("uri", ["models:/mnist-cnn@first", "models:/mnist-cnn/1", "models:/mnist-cnn", "nowhere"])
 def test_a_model_that_does_not_exist(store, uri):
     with pytest.raises(ParameterError, match=f"model is '{uri}': it takes the URI of a model in this store"):
         predict.load(uri)

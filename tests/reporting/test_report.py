@@ -67,6 +67,8 @@ def test_lines_for_the_screen():
     assert report.epoch_line(HISTORY[0], 20, "test") == (
         "epoch  1/20  train  90.00 %  test  98.10 %  loss 0.5000    2.0 s"
     )
+    assert report.epoch_of(report.epoch_line(HISTORY[0], 20, "test")) == 1
+    assert report.epoch_of("step4, seed 0: 7,364 parameters, mnist, 15 epochs on cpu") is None
     assert report.verdict_lines(Verdict(True, ("fine",), {})) == "gate passed:\n  fine"
 
 

@@ -108,6 +108,7 @@ class _Trainings:
                     stderr=stderr,
                 )
                 self.processes[process] = run_id
+            self.progress.epoch(name, 0)
             self._follow(process, stdout.fileno(), name)
             stderr.seek(0)
             errors = stderr.read().decode(errors="replace")

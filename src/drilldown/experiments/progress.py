@@ -51,7 +51,7 @@ class Progress:
         self.bar.update(epochs)
 
     def _show(self) -> None:
-        running = ", ".join(f"{name} {epoch}/{self.epochs[name]}" for name, epoch in sorted(self.running.items()))
+        running = ", ".join(f"{name}: {epoch}/{self.epochs[name]}" for name, epoch in sorted(self.running.items()))
         self.bar.set_postfix_str(running)
         if self.bar.disable and running and time.monotonic() - self.shown_at >= INTERVAL:
             self.shown_at = time.monotonic()
