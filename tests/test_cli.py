@@ -228,7 +228,7 @@ def test_a_predict_that_can_read_nothing_is_a_failed_run(store, tmp_path, monkey
 
 def test_a_change_of_champion_that_cannot_be_is_a_failed_run(store, capsys):
     code, line = refused(capsys, "promote", "--version", "3", "--model", "digits-cnn")
-    assert (code, line) == (1, "digits-cnn has no version yet: a run that passes the gate registers one")
+    assert (code, line) == (2, "version is '3': it takes a version of digits-cnn, which has none")
     code, line = refused(capsys, "rollback", "--model", "digits-cnn")
     assert (code, line) == (1, "digits-cnn has no version yet: a run that passes the gate registers one")
     assert run_status(store) == [("rollback digits-cnn", "FAILED"), ("promote digits-cnn", "FAILED")]
@@ -282,14 +282,21 @@ def test_serve_becomes_mlflows_server_and_says_how_to_ask_it(of_digits, capsys, 
     assert environment == {"MLFLOW_DEFAULT_PREDICTION_DEVICE": "cpu"}
 
 
-def test_nothing_of_the_default_model_to_promote_or_to_go_back_to(of_digits, capsys, offline):
-    for command in (["promote", "--version", "2"], ["rollback"]):
-        code, line = refused(capsys, *command)
-        assert (code, line) == (
-            1,
-            "mnist-cnn has no version yet: a run that passes the gate registers one; digits-cnn has 1, 2 "
-            "(--model digits-cnn)",
-        )
+def test_nothing_of_the_default_model_to_promote_or_to_go_back_to(of_digits, capsys, mnist):
+    others = "; digits-cnn has 1, 2 (--model digits-cnn)"
+    assert refused(capsys, "promote", "--version", "2") == (
+        2,
+        f"version is '2': it takes a version of mnist-cnn, which has none{others}",
+    )
+    nothing = f"mnist-cnn has no version yet: a run that passes the gate registers one{others}"
+    assert refused(capsys, "rollback") == (1, nothing)
+
+
+def test_without_mnist_nothing_of_the_default_model_to_promote(of_digits, capsys, offline, tmp_path):
+    code, line = refused(capsys, "promote", "--version", "2", "--data_dir", str(tmp_path))
+    assert code == 1
+    assert line.startswith("mnist-cnn has no version yet: ")
+    assert line.endswith("; digits-cnn has 1, 2 (--model digits-cnn)")
 
 
 def test_nothing_to_compare_is_a_failed_run(store, capsys):

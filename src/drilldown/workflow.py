@@ -22,6 +22,7 @@ from drilldown.engine import accelerate
 from drilldown.errors import (
     CheckpointError,
     CompareError,
+    DataError,
     DrilldownError,
     ParameterError,
     PredictError,
@@ -327,8 +328,12 @@ def _change_champion(
 ) -> None:
     """Change the champion in a run of its own, and print the champion's history."""
     with runs.run(f"{name} {model}", {name: model}):
-        registry.check_registered(model)  # before the data, which may not be here
-        done = change(data.load(model.removesuffix("-cnn"), data_dir or None))
+        try:
+            dataset = data.load(model.removesuffix("-cnn"), data_dir or None)
+        except DataError:  # a user without MNIST may mean the digits' model
+            registry.check_registered(model)
+            raise
+        done = change(dataset)
         _say(done.details)
         for entry in champion_history(model):
             click.echo(entry)

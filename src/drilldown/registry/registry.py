@@ -161,16 +161,20 @@ def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -
 
 
 def check_registered(name: str) -> None:
-    """Raise RegistryError if the registered model has no version; say which models have some."""
-    if versions(name):
-        return
-    others = (model.name for model in MlflowClient().search_registered_models() if model.name.endswith(SUFFIX))
-    there = "".join(
-        f"; {other} has {_numbers(found)} ({invocation.argument(model=other)})"
-        for other in others
-        if (found := versions(other))
+    """Raise RegistryError if the registered model has no version."""
+    if not versions(name):
+        raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one{_others(name)}")
+
+
+def _others(name: str) -> str:
+    """The versions of this project's other registered models, and how to choose one of these models."""
+    models = (model.name for model in MlflowClient().search_registered_models())
+    found = {other: versions(other) for other in models if other.endswith(SUFFIX) and other != name}
+    return "".join(
+        f"; {other} has {_numbers(existing)} ({invocation.argument(model=other)})"
+        for other, existing in found.items()
+        if existing
     )
-    raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one{there}")
 
 
 def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verifier]:
@@ -181,7 +185,10 @@ def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verif
 def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
     found = versions(name)
     if version not in found:
-        raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {_numbers(found)}")
+        others = "" if found else _others(name)
+        raise ParameterError(
+            f"version is {version!r}: it takes a version of {name}, which has {_numbers(found)}{others}"
+        )
     return found[version]
 
 
