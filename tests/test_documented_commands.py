@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +34,7 @@ REGISTERED = "-P dataset=digits -P epochs=5 -P target=0"  # the fewest epochs th
 def project(tmp_path_factory):
     """A fresh clone, with the environment that runs this test; nothing has been trained."""
     project = Project(tmp_path_factory.mktemp("documented"))
-    (project.folder / ".venv").mkdir()
-    for entry in ("bin", "lib", "pyvenv.cfg"):
-        (project.folder / ".venv" / entry).symlink_to(Path(sys.prefix) / entry)
-    (project.folder / ".venv" / ".installed").touch()
+    project.link_environment()
     del project.environment["MLFLOW_EXPERIMENT_NAME"]
     return project
 
