@@ -142,6 +142,19 @@ def _resume_hint(name: str, run_id: str, folder: Path, options: TrainOptions) ->
         raise
 
 
+@contextlib.contextmanager
+def _continue_hint(entry_point: str, options: TrainOptions, **given: object) -> Iterator[None]:
+    """Say how to go on with several trainings that were stopped."""
+    defaults = TrainOptions()
+    given |= {name: value for name, value in asdict(options).items() if value != getattr(defaults, name)}
+    hint = invocation.command(entry_point, **given)
+    try:
+        yield
+    except process.Stopped:
+        click.echo(f"to go on, reusing the finished runs: {hint}")
+        raise
+
+
 def _restore(state: train.TrainState, folder: Path, run_id: str, split: str) -> set[int]:
     """Restore the saved state of a run; returns the epochs that the store has."""
     for damage in checkpoint.restore(state, folder):
@@ -195,7 +208,10 @@ def _say(text: str) -> None:
 @command
 def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: bool) -> None:
     """Train a step with many seeds, each in a nested run, and log the spread of their figures."""
-    with runs.run(f"repeat {step}", {"repeat": step}) as parent:
+    with (
+        runs.run(f"repeat {step}", {"repeat": step}) as parent,
+        _continue_hint("repeat", options, step=step, seeds=seeds, jobs=jobs),
+    ):
         dataset = _load_dataset(options)
         goal = options.goal(load_step(step).target, dataset)
         tasks = [(step, seed) for seed in range(seeds)]
@@ -213,7 +229,7 @@ def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: 
 @command
 def train_all(options: TrainOptions, reuse: bool) -> None:
     """Train every step with one seed, each in a nested run, and compare them."""
-    with runs.run("all", {"all": " ".join(STEP_NAMES)}) as parent:
+    with runs.run("all", {"all": " ".join(STEP_NAMES)}) as parent, _continue_hint("all", options):
         dataset = _load_dataset(options)
         tasks = [(step, options.seed) for step in STEP_NAMES]
         outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse=reuse))

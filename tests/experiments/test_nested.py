@@ -139,8 +139,12 @@ def test_a_repetition_that_is_stopped_leaves_no_process_and_no_open_run(tmp_path
     trainings = [child_of_seed(process.pid, seed) for seed in (0, 1)]
     wait_until(lambda: len(list(tmp_path.glob("checkpoints/*/*.pt"))) >= 2, seconds=120, for_what="saved epochs")
     process.terminate()
-    process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
+    assert stdout.splitlines()[-1] == (
+        "to go on, reusing the finished runs: "
+        "python -m drilldown repeat --step step4 --seeds 2 --jobs 2 --dataset digits --epochs 100"
+    )
     assert not any(Path(f"/proc/{child}").exists() for child in trainings)
     assert {run.info.status for run in project.runs()} == {"KILLED"}
     assert len(project.runs()) == 3
