@@ -181,7 +181,7 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
         model = runs.log_end(state, evaluation, verdict, goal, dataset, text)
         click.echo(report.verdict_lines(verdict))
         files = ("report.md", "curves.png", "mistakes.png")
-        comparison = [invocation.command("compare")] if split == "test" else []  # it shows test figures only
+        comparison = _comparison(split)
         if not verdict.passed:
             click.echo("nothing registered")
             _say(invocation.next_steps(files, comparison))
@@ -197,6 +197,11 @@ def _use(model: str) -> list[str]:
     """How to use the model's champion."""
     given = {} if model == DEFAULT_MODEL else {"model": f"models:/{model}@champion"}
     return [invocation.serve_command(model), invocation.command("predict", images=os.path.relpath(IMAGES), **given)]
+
+
+def _comparison(split: str) -> list[str]:
+    """How to compare a run with others, if it was measured on the test images."""
+    return [invocation.command("compare")] if split == "test" else []
 
 
 def _say(text: str) -> None:
@@ -221,8 +226,7 @@ def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: 
         figure = plots.seeds(curves, goal.accuracy, repeat.caption(summary, dataset, parent), dataset.split, goal.last)
         runs.log_repeat(summary.as_dict(), summary.metrics(), figure)
         click.echo(repeat.summary_lines(summary))
-        comparison = [invocation.command("compare")] if dataset.split == "test" else []  # it shows test figures only
-        _say(invocation.next_steps(("seeds.png", "repeat.json"), comparison))
+        _say(invocation.next_steps(("seeds.png", "repeat.json"), _comparison(dataset.split)))
         nested.check(outcomes)
 
 

@@ -23,7 +23,7 @@ from drilldown.tracking.store import EXPERIMENT, sqlite_file
 STARTER = "DRILLDOWN_STARTER"  # the variable in which the Makefile and `repeat` say how the user started them
 UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 SERVE_PORT = 5001
-MAX_COMMANDS, OR = 110, ", or "  # characters of the commands on one line; what stands between them
+MAX_COMMANDS, OR = 115, ", or "  # characters of the commands on one line; what stands between them
 
 
 def next_steps(files: Sequence[str], commands: Sequence[str] = (), model: str | None = None) -> str:
