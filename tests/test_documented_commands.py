@@ -89,6 +89,10 @@ def test_a_block(block, project, servers):
         wait_for(port, process)
     else:
         assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+    if block.startswith("make step4\n"):
+        serve, predict = "make serve MODEL=digits-cnn", "make predict IMAGES=docs/digits"  # as adapt() has them
+        model = "models:/digits-cnn@champion"
+        assert f"next:   {serve}, or {predict} ARGS='-P model={model}'\n" in log.read_text()
     if "--data @docs/digits/two.json" in block:
         (probabilities,) = json.loads(log.read_text())["predictions"]
         assert np.argmax(probabilities) == 2
