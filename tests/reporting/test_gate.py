@@ -42,6 +42,7 @@ def test_the_reasons_of_a_short_run():
         "90.00 % in epoch 1: 97 % are needed in each of the last 5",
         "2 epochs: at least 5 are needed",
     )
+    assert judge([98.0], "test", 1, Goal(accuracy=97)).reasons == ("1 epoch: at least 5 are needed",)
 
 
 @pytest.mark.parametrize(

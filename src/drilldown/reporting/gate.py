@@ -39,6 +39,7 @@ def judge(accuracies: Sequence[float], split: str, num_parameters: int, goal: Go
         "epochs_judged": len(judged),
         "parameters": num_parameters,
     }
+    length = f"{epochs} epoch{'s' if epochs > 1 else ''}"
     lowest_epoch = epochs - len(judged) + 1 + int(np.argmin(judged))  # np.argmin finds a NaN, too
     limits = {  # limit, whether greater values are better, what was found and what is needed in words
         "min_accuracy_last_k": (
@@ -47,8 +48,8 @@ def judge(accuracies: Sequence[float], split: str, num_parameters: int, goal: Go
             f"{_percent_below(lowest, goal.accuracy)} in epoch {lowest_epoch}",
             f"{{:g}} % are needed in each of the last {goal.last}",
         ),
-        "epochs_judged": (goal.last, True, f"{epochs} epochs", "at least {} are needed"),
-        "epochs": (goal.max_epochs, False, f"{epochs} epochs", "at most {} are allowed"),
+        "epochs_judged": (goal.last, True, length, "at least {} are needed"),
+        "epochs": (goal.max_epochs, False, length, "at most {} are allowed"),
         "parameters": (goal.max_parameters, False, f"{num_parameters:,} parameters", "at most {:,} are allowed"),
     }
     result, reasons = EvaluationResult(metrics, artifacts={}), []
