@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md and docs/*.md from results/: `python docs/generate.py`.
+"""Write the generated parts of README.md and docs/*.md from results/, and docs/digits/two.json: `make docs`.
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end -->`. NAME is a key of PARTS; arguments may follow.
 With --check nothing is written; the exit code is 1 when a part is stale, and each stale file is named.
@@ -22,13 +22,15 @@ from benchmarks import search
 from benchmarks.target import by_the_studys_epoch, holds_from
 from drilldown.experiments import records
 from drilldown.experiments.records import GOAL
+from drilldown.inference.framing import read_image
 from drilldown.reporting import report
 from drilldown.reporting.statistics import format_spread, summarize
 from drilldown.steps import ROOT, STEP_NAMES
 from drilldown.tracking import store
 
 RESULTS = ROOT / "results"
-FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+REQUEST = ROOT / "docs" / "digits" / "two.json"
+FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), REQUEST)
 PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", flags=re.S)
 
 
@@ -272,6 +274,12 @@ def generated(text: str) -> str:
     return PART.sub(part, text)
 
 
+def request() -> str:
+    """A request to the served model: the picture beside it, as the model sees it, a row of pixels on each line."""
+    rows = read_image(REQUEST.with_suffix(".png")).tolist()
+    return '{"instances": [[\n' + ",\n".join(map(json.dumps, rows)) + "\n]]}\n"
+
+
 @click.command()
 @click.option("--check", is_flag=True, help="write nothing; fail when a part is stale")
 def main(check: bool) -> None:
@@ -279,8 +287,9 @@ def main(check: bool) -> None:
     store.quiet_mlflow()
     stale = []
     for file in FILES:
-        before = file.read_text()
-        if (after := generated(before)) != before:
+        before = file.read_text() if file.exists() else ""
+        after = request() if file == REQUEST else generated(before)
+        if after != before:
             stale.append(file.name)
             if not check:
                 file.write_text(after)

@@ -238,6 +238,71 @@ def test_a_change_of_champion_that_cannot_be_is_a_failed_run(store, capsys):
     assert run_status(store) == [("rollback digits-cnn", "FAILED"), ("promote digits-cnn", "FAILED")]
 
 
+@pytest.fixture
+def of_digits(store, tmp_path):
+    """Two versions of digits-cnn, the second of them champion, and a champion of another project."""
+    for name in ("digits-cnn", "houses"):
+        store.create_registered_model(name)
+        for _ in range(2):
+            store.create_model_version(name, str(tmp_path))
+        store.set_registered_model_alias(name, "champion", "2")
+
+
+NO_CHAMPION = "mnist-cnn has no champion; digits-cnn has one: "
+
+
+def test_predict_without_a_champion_says_which_there_is_and_how_to_get_the_other(of_digits, capsys):
+    code, line = refused(capsys, "predict", "--images", str(ROOT / "docs" / "digits"))
+    assert code == 2
+    assert line.startswith(f"model is 'models:/mnist-cnn@champion': {NO_CHAMPION}--model models:/digits-cnn@champion;")
+    assert line.endswith("python -m drilldown step4 --dataset mnist")
+
+
+@pytest.fixture
+def became(monkeypatch):
+    """The programs that this process was to become, with the variables that they were given."""
+    programs = []
+    monkeypatch.setattr(process, "become", lambda command, **environment: programs.append((command, environment)))
+    return programs
+
+
+def test_serve_without_a_champion_says_which_there_is_and_how_to_get_the_other(of_digits, capsys, became):
+    code, line = refused(capsys, "serve")
+    assert (code, became) == (1, [])
+    assert line.startswith(NO_CHAMPION)
+    assert "drilldown serve --model digits-cnn; to train one: " in line
+    assert line.endswith("python -m drilldown step4 --dataset mnist")
+
+
+def test_serve_becomes_mlflows_server_and_says_how_to_ask_it(of_digits, capsys, became):
+    __main__.main(["serve", "--model", "digits-cnn", "--port", "5009"])
+    assert "curl --silent http://127.0.0.1:5009/invocations" in capsys.readouterr().out
+    (((python, *command), environment),) = became
+    assert python == sys.executable
+    assert command == [
+        "-m", "mlflow", "models", "serve", "--model-uri", "models:/digits-cnn@champion", "--env-manager", "local",
+        "--port", "5009",
+    ]  # fmt: skip
+    assert environment == {"MLFLOW_DEFAULT_PREDICTION_DEVICE": "cpu"}
+
+
+def test_nothing_of_the_default_model_to_promote_or_to_go_back_to(of_digits, capsys, mnist):
+    others = "; digits-cnn has 1, 2 (--model digits-cnn)"
+    assert refused(capsys, "promote", "--version", "2") == (
+        2,
+        f"version is '2': it takes a version of mnist-cnn, which has none{others}",
+    )
+    nothing = f"mnist-cnn has no version yet: a run that passes the gate registers one{others}"
+    assert refused(capsys, "rollback") == (1, nothing)
+
+
+def test_without_mnist_nothing_of_the_default_model_to_promote(of_digits, capsys, offline, tmp_path):
+    code, line = refused(capsys, "promote", "--version", "2", "--data_dir", str(tmp_path))
+    assert code == 1
+    assert line.startswith("mnist-cnn has no version yet: ")
+    assert line.endswith("; digits-cnn has 1, 2 (--model digits-cnn)")
+
+
 def test_nothing_to_compare_is_a_failed_run(store, capsys):
     code, line = refused(capsys, "compare", "--dataset", "mnist")
     assert (code, line) == (

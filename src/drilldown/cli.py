@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from drilldown.choices import DATASETS
+from drilldown.choices import DATASETS, DEFAULT_MODEL
 from drilldown.errors import DrilldownError
 from drilldown.messages import one_line, printable
 from drilldown.options import (
@@ -101,8 +101,9 @@ def status(model: str, experiment: str) -> None:
     workflow.show_status(model, experiment)
 
 
+model_option = option("model", default=DEFAULT_MODEL, type=click.Choice(MODELS), help="the registered model")
 champion_options = combine(
-    option("model", default="mnist-cnn", type=click.Choice(MODELS), help="the registered model"),
+    model_option,
     option("why", default="by hand", help="the reason, kept in the champion's history"),
     option("data_dir", help="folder that holds MNIST  [default: the user's cache folder]"),
 )
@@ -128,11 +129,20 @@ def roll_back(**given: str) -> None:
 
 @cli.command("predict", help="Classify image files.")
 @option("images", required=True, help="an image file, or a folder of image files")
-@option("model", default="models:/mnist-cnn@champion", help="URI of the model that answers")
+@option("model", default=f"models:/{DEFAULT_MODEL}@champion", help="URI of the model that answers")
 def predict(images: str, model: str) -> None:
     from drilldown import workflow
 
     workflow.predict_images(images, model)
+
+
+@cli.command("serve", help="Serve the champion over HTTP, until Ctrl-C.")
+@model_option
+@option("port", default="5001", type=Number(whole=True, optional=False, low=1, high=65_535), help="port of the server")
+def serve(model: str, port: int) -> None:
+    from drilldown import workflow
+
+    workflow.serve(model, port)
 
 
 @cli.command("record", help="Write results/STEP.json from the finished MNIST runs in the store.")

@@ -13,12 +13,14 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock
 
 LIVENESS_FOLDER = Path(".processes")
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 PARENT = os.getppid()  # read as early as possible: the parent may end at any moment
+OPENED_RUN = os.environ.get("MLFLOW_RUN_ID")  # by the program that started this one; MLflow removes the variable
 POLL_SECONDS = 0.5  # between two looks at the parent
 REPEAT_SECONDS = 3  # after a signal, further ones are ignored for so long: an interrupted `mlflow run` sends a second
 RESEND_SECONDS = 30  # after which an orphan is signalled again: an exception raised in a finalizer is lost
@@ -103,6 +105,15 @@ def _release(lock: FileLock) -> None:
     if "MLFLOW_RUN_ID" not in os.environ:  # else no run has taken that id over, and another process closes the run
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
+
+
+def become(command: list[str], **environment: str) -> NoReturn:
+    """Run another program in place of this one, after what would run at this one's end.
+
+    The user's own variables win over `environment`.
+    """
+    atexit._run_exitfuncs()
+    os.execvpe(command[0], command, environment | os.environ)
 
 
 def lock_name(file_name: str) -> str:

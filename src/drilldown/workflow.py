@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,10 +17,12 @@ from mlflow.exceptions import MlflowException
 from tqdm import tqdm
 
 from drilldown import hardware, process
+from drilldown.choices import DEFAULT_MODEL
 from drilldown.engine import accelerate
 from drilldown.errors import (
     CheckpointError,
     CompareError,
+    DataError,
     DrilldownError,
     ParameterError,
     PredictError,
@@ -26,20 +30,22 @@ from drilldown.errors import (
     StoreError,
 )
 from drilldown.experiments import compare, nested, records, repeat, status
+from drilldown.experiments.progress import Progress
 from drilldown.inference import predict
 from drilldown.learning import checkpoint, data, train
 from drilldown.learning.evaluate import evaluate
 from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
 from drilldown.registry import registry
-from drilldown.registry.champion import champion_history
+from drilldown.registry.champion import champion_history, explain_no_champion, models_with_a_champion
 from drilldown.registry.verify import Verifier
 from drilldown.reporting import gate, plots, report
 from drilldown.reporting.statistics import format_probability
-from drilldown.steps import STEP_NAMES, Step, load_step
-from drilldown.tracking import provenance, runs, search, store
+from drilldown.steps import ROOT, STEP_NAMES, Step, load_step
+from drilldown.tracking import invocation, provenance, runs, search, store
 
 CHECKPOINTS = Path("checkpoints")
+IMAGES = ROOT / "docs" / "digits"  # to try a model on
 MAX_SHEET = 80  # images on the contact sheet of a prediction
 P = ParamSpec("P")
 
@@ -97,7 +103,7 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
         if not resume:
             stack.enter_context(checkpoint.lock(folder))
             dataset = _load_dataset(options)
-        stack.enter_context(_resume_hint(name, run_id, folder))
+        stack.enter_context(_resume_hint(name, run_id, folder, options))
         state = train.init_state(network, recipe, dataset, options.seed, device)
         goal = options.goal(step.target, dataset)
         click.echo(
@@ -125,13 +131,28 @@ def _load_dataset(options: TrainOptions) -> data.Dataset:
 
 
 @contextlib.contextmanager
-def _resume_hint(name: str, run_id: str, folder: Path) -> Iterator[None]:
+def _resume_hint(name: str, run_id: str, folder: Path, options: TrainOptions) -> Iterator[None]:
     """Say how to resume a run that was stopped, or whose store or disk failed."""
+    given = {"data_dir": options.data_dir} if options.data_dir else {}  # the run keeps everything else
+    hint = invocation.command(name, resume=run_id, **given)  # now, as the store may not answer then
     try:
         yield
     except (process.Stopped, MlflowException, CheckpointError, OSError):
         if checkpoint.exists(folder):
-            click.echo(f"to resume it: mlflow run . -e {name} --env-manager local -P resume={run_id}")
+            click.echo(f"to resume it: {hint}")
+        raise
+
+
+@contextlib.contextmanager
+def _continue_hint(entry_point: str, options: TrainOptions, **given: object) -> Iterator[None]:
+    """Say how to go on with several trainings that were stopped."""
+    defaults = TrainOptions()
+    given |= {name: value for name, value in asdict(options).items() if value != getattr(defaults, name)}
+    hint = invocation.command(entry_point, **given)
+    try:
+        yield
+    except process.Stopped:
+        click.echo(f"to go on, reusing the finished runs: {hint}")
         raise
 
 
@@ -160,20 +181,44 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
         text = report.markdown(step.docstring, seed, history, verdict, goal, split)
         model = runs.log_end(state, evaluation, verdict, goal, dataset, text, f"{step.name}-seed{seed}")
         click.echo(report.verdict_lines(verdict))
+        files = ("report.md", "curves.png", "mistakes.png")
+        comparison = _comparison(split)
         if not verdict.passed:
             click.echo("nothing registered")
+            _say(invocation.next_steps(files, comparison))
             return
         registration = registry.register(model, run_id, step.name, verdict, evaluation, dataset, verifier)
     role = "champion" if registration.champion else "challenger"
-    click.echo(registration.details)
+    _say(registration.details)
     click.echo(f"registered {registration.name} version {registration.version} as {role}: {registration.reason}")
+    _say(invocation.next_steps(files, [*_use(registration.name), *comparison], registration.name))
+
+
+def _use(model: str) -> list[str]:
+    """How to use the model's champion."""
+    given = {} if model == DEFAULT_MODEL else {"model": f"models:/{model}@champion"}
+    return [invocation.serve_command(model), invocation.command("predict", images=os.path.relpath(IMAGES), **given)]
+
+
+def _comparison(split: str) -> list[str]:
+    """How to compare a run with others, if it was measured on the test images."""
+    return [invocation.command("compare")] if split == "test" else []
+
+
+def _say(text: str) -> None:
+    """Print the text, unless it is empty."""
+    if text:
+        click.echo(text)
 
 
 @command
 def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: bool, experiment: str) -> None:
     """Train a step with many seeds, each in a nested run, and log the spread of their figures."""
     reuse_from = search.experiments(experiment) if reuse else {}
-    with runs.run(f"repeat {step}", {"kind": "repeat", "repeat": step}) as parent:
+    with (
+        runs.run(f"repeat {step}", {"kind": "repeat", "repeat": step}) as parent,
+        _continue_hint("repeat", options, step=step, seeds=seeds, jobs=jobs),
+    ):
         dataset = _load_dataset(options)
         goal = options.goal(load_step(step).target, dataset)
         tasks = [(step, seed) for seed in range(seeds)]
@@ -183,6 +228,7 @@ def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: 
         figure = plots.seeds(curves, goal.accuracy, repeat.caption(summary, dataset, parent), dataset.split, goal.last)
         runs.log_repeat(summary.as_dict(), summary.metrics(), figure)
         click.echo(repeat.summary_lines(summary))
+        _say(invocation.next_steps(("seeds.png", "repeat.json"), _comparison(dataset.split)))
         nested.check(outcomes)
 
 
@@ -191,7 +237,10 @@ def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
     """Train every step with one seed, each in a nested run, and compare them."""
     experiments = search.experiments(experiment)
     reuse_from = experiments if reuse else {}
-    with runs.run("all", {"kind": "all", "all": " ".join(STEP_NAMES)}) as parent:
+    with (
+        runs.run("all", {"kind": "all", "all": " ".join(STEP_NAMES)}) as parent,
+        _continue_hint("all", options),
+    ):
         dataset = _load_dataset(options)
         tasks = [(step, options.seed) for step in STEP_NAMES]
         outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse_from=reuse_from))
@@ -222,6 +271,7 @@ def _train_nested(
     """
     device = hardware.select_device(options.device)
     goals: dict[str, Goal] = {}
+    lengths: dict[str, int] = {}  # in epochs
     missing, reused = [], []
     for name, seed in tasks:
         try:
@@ -235,9 +285,10 @@ def _train_nested(
             yield outcome
             continue
         goal = goals[name] = options.goal(step.target, dataset)
+        recipe = options.recipe(step.recipe)
         fingerprint = provenance.fingerprint(
             name,
-            recipe=options.recipe(step.recipe),
+            recipe=recipe,
             goal=goal,
             dataset=dataset,
             seed=seed,
@@ -251,14 +302,17 @@ def _train_nested(
             yield outcome
         else:
             missing.append((name, seed))
+            lengths[nested.task_name(name, seed)] = recipe.epochs
     runs.note_reused(reused)
     threads = options.threads or max(1, hardware.cores() // min(jobs, len(missing) or 1))
     # Dataset and device are decided here, once for all of them.
     decided = replace(options, dataset=dataset.name, device=device.type, threads=threads)
-    outcomes = nested.train(missing, decided, jobs=jobs, parent=parent, split=dataset.split, quiet=quiet)
-    for outcome in tqdm(outcomes, total=len(missing), unit="run", disable=None):
-        tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
-        yield outcome
+    with Progress(lengths) as progress:
+        for outcome in nested.train(
+            missing, decided, jobs=jobs, parent=parent, split=dataset.split, progress=progress, quiet=quiet
+        ):
+            tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
+            yield outcome
 
 
 @command
@@ -288,8 +342,8 @@ def _log_comparison(
     texts = compare.description(table, notes), compare.markdown(table, notes)
     page = compare.page(table, notes, figure, caption)
     runs.log_comparison(dataset, *texts, page, compare.numbers(entries, table), figure)
-    for row in table:
-        click.echo(compare.line(row))
+    click.echo(compare.screen(table))
+    _say(invocation.next_steps(("compare.html", "compare.png", "compare.csv")))
 
 
 @command
@@ -311,13 +365,19 @@ def _change_champion(
 ) -> None:
     """Change the champion in a run of its own, and print the champion's history."""
     with runs.run(f"{name} {model}", {"kind": name, name: model}):
-        done = change(data.load(model.removesuffix("-cnn"), data_dir or None))
-        click.echo(done.details)
+        try:
+            dataset = data.load(model.removesuffix("-cnn"), data_dir or None)
+        except DataError:  # a user without MNIST may mean the digits' model
+            registry.check_registered(model)
+            raise
+        done = change(dataset)
+        _say(done.details)
         for entry in champion_history(model):
             click.echo(entry)
         if not done.champion:
             raise RegistryError(f"{model} version {done.version} stays challenger: {done.reason}")
         click.echo(f"{model} version {done.version} is champion: {done.reason}")
+        _say(invocation.next_steps((), _use(model), model))
 
 
 @command
@@ -345,6 +405,23 @@ def predict_images(images: str, model: str) -> None:
             click.echo(f"{file}  left out: {reason}", err=True)
         if not predictions:
             raise PredictError("none of the files could be read")
+        _say(invocation.next_steps(("contact_sheet.png", "predictions.csv")))
+
+
+@command
+def serve(model: str, port: int) -> None:
+    """Serve the champion over HTTP, by MLflow's server in place of this process."""
+    if model not in models_with_a_champion():
+        raise RegistryError(explain_no_champion(model, invocation.serve_command))
+    request = os.path.relpath(IMAGES / "two.json")
+    click.echo(
+        f"serving {model} on http://127.0.0.1:{port} until Ctrl-C; to ask it about {request}:\n"
+        f"curl --silent http://127.0.0.1:{port}/invocations --header 'Content-Type: application/json' --data @{request}"
+    )
+    uri = f"models:/{model}@champion"
+    serving = ["models", "serve", "--model-uri", uri, "--env-manager", "local", "--port", str(port)]
+    # The models are exported on the CPU; MLflow would load them on a CUDA device where there is one.
+    process.become([sys.executable, "-m", "mlflow", *serving], MLFLOW_DEFAULT_PREDICTION_DEVICE="cpu")
 
 
 @command
@@ -353,6 +430,7 @@ def record_results(name: str, epochs: int | None, force: bool, experiment: str) 
     recipe = load_step(name).recipe
     file, left_out = records.write(name, recipe, epochs or recipe.epochs, search.experiments(experiment), force)
     click.echo(f"{file}: the newest run of each seed; left out: {left_out}")
+    click.echo("next:   make docs")
 
 
 @functools.partial(command, connect=store.connect_to_read)

@@ -39,6 +39,9 @@ def test_summary():
     assert kept["spread"]["min_accuracy_last_k"]["min"] == 99.0
     assert kept["spread"]["best_test_accuracy"]["mean"] == pytest.approx(99.5 + 0.2 / 3)
     assert kept["spread"]["run_seconds"] == pytest.approx({"mean": 20, "std": 10, "min": 10, "max": 30})
+    shown = repeat.summary_lines(summary).splitlines()
+    assert shown[0].split() == ["over", "the", "seeds", "mean", "std", "min", "max"]
+    assert shown[1].split() == ["final_test_accuracy", "99.50", "0.20", "99.30", "99.70"]
 
 
 def test_pass_rate_with_its_interval():

@@ -50,6 +50,7 @@ NUMBERS = {
     "target": (float, 0, 100, True),
     "seeds": (int, 1, 9_999, False),
     "jobs": (int, 1, 9_999, False),
+    "port": (int, 1, 65_535, False),
 }
 REQUIRED = {"predict": {"images": "x"}, "promote": {"version": "1"}, "record": {"step": "step1"}}
 OPTIONS = [(name, option.name) for name, command in cli.cli.commands.items() for option in command.params]

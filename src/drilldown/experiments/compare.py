@@ -182,14 +182,12 @@ def notes(entries: Mapping[str, Entry | None], dataset: str, failed: Mapping[str
     return sentences
 
 
-def line(row: Mapping[str, str]) -> str:
-    """A row of the table for the screen."""
-    if row["seeds"] == "0":
-        return f"{row['step']}: no finished run"
-    return (
-        f"{row['step']}: {row['parameters']} parameters, final {row['final test accuracy (%)']} %, "
-        f"lowest of the last epochs {row['lowest of the last epochs (%)']} %, gate passed {row['gate passed']}"
-    )
+SHOWN = ("step", "parameters", "seeds", "final test accuracy (%)", "lowest of the last epochs (%)", "gate passed")
+
+
+def screen(table: Sequence[Mapping[str, str]]) -> str:
+    """The most important columns of the table, for the screen."""
+    return report.columns([{heading: row[heading] for heading in SHOWN} for row in table])
 
 
 def caption(entries: Mapping[str, Entry | None], dataset: str, source: str) -> plots.Caption:

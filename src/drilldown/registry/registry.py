@@ -3,7 +3,7 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import mlflow
@@ -17,9 +17,11 @@ from drilldown.errors import ChampionError, ParameterError, RegistryError
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation
 from drilldown.registry import description, integrity, promotion
-from drilldown.registry.champion import get_champion, previous_champion, set_champion, versions
+from drilldown.registry.champion import SUFFIX, get_champion, previous_champion, set_champion, versions
 from drilldown.registry.verify import Verifier, verify
 from drilldown.reporting.gate import Verdict
+from drilldown.reporting.report import columns
+from drilldown.tracking import invocation
 from drilldown.tracking.store import store_lock
 from drilldown.tracking.tags import ours, packed, prefixed
 
@@ -32,12 +34,12 @@ class Registration:
     version: str
     champion: bool
     reason: str
-    details: str = ""  # the comparison with the champion, as Markdown
+    details: str = ""  # the comparison with the champion in tables, for the screen
 
 
 def model_name(dataset: str) -> str:
     """The registered model for that dataset; models of different datasets are never compared."""
-    return f"{dataset}-cnn"
+    return f"{dataset}{SUFFIX}"
 
 
 def register(
@@ -138,14 +140,14 @@ def promote(
         _tag_version(client, name, version, {"verified": "true"})
         promoted = decision.promoted or force
         forced = "by force, though " if promoted and not decision.promoted else ""
-        reason, details = forced + decision.reason, promotion.markdown(candidate, rival, labels, decision, promoted)
+        reason, tables = forced + decision.reason, promotion.tables(candidate, rival, labels, decision)
         result = asdict(decision) | {"promoted": promoted, "reason": reason}
         result = {f"promotion.{key}": value for key, value in result.items()}
         _tag_version(client, name, version, packed("promotion", result))
         client.update_model_version(name, version, description.of_version(candidate, rival, labels, decision, promoted))
         if promoted:
             set_champion(name, champion, version, "promotion", f"{why}; {reason}")
-    return Registration(name, version, promoted, reason, details)
+    return Registration(name, version, promoted, reason, "\n\n".join(map(columns, tables)))
 
 
 def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -> Registration:
@@ -154,9 +156,8 @@ def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -
     Raises: RegistryError when there is no previous champion, or when it was measured on other data; VerificationError
     when it does not have the accuracy that was logged.
     """
-    client, name = MlflowClient(), model_name(dataset.name)
-    if not client.search_registered_models(f"name = '{name}'"):
-        raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one")
+    name = model_name(dataset.name)
+    check_registered(name)
     with store_lock(name), _verifier(verifier) as verifier:
         champion = get_champion(name)
         current = f"version {champion.version}" if champion else "none"
@@ -169,6 +170,23 @@ def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -
     return Registration(name, version, True, f"it was champion before; the champion was {current}")
 
 
+def check_registered(name: str) -> None:
+    """Raise RegistryError if the registered model has no version."""
+    if not versions(name):
+        raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one{_others(name)}")
+
+
+def _others(name: str) -> str:
+    """The versions of this project's other registered models, and how to choose one of these models."""
+    models = (model.name for model in MlflowClient().search_registered_models())
+    found = {other: versions(other) for other in models if other.endswith(SUFFIX) and other != name}
+    return "".join(
+        f"; {other} has {_numbers(existing)} ({invocation.argument(model=other)})"
+        for other, existing in found.items()
+        if existing
+    )
+
+
 def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verifier]:
     """The caller's verifier, which the caller ends, or a new one."""
     return contextlib.nullcontext(given) if given else Verifier()
@@ -177,15 +195,23 @@ def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verif
 def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
     """The version with this number; "challenger" is the one with that alias."""
     found = versions(name)
-    existing = ", ".join(sorted(found, key=int)) or "none"
     if version == "challenger" and found:
         alias = client.get_registered_model(name).aliases.get("challenger")
         if alias is None:
-            raise ParameterError(f"version is 'challenger': {name} has no challenger; its versions are {existing}")
+            raise ParameterError(
+                f"version is 'challenger': {name} has no challenger; its versions are {_numbers(found)}"
+            )
         version = str(alias)
     if version not in found:
-        raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {existing}")
+        others = "" if found else _others(name)
+        raise ParameterError(
+            f"version is {version!r}: it takes a version of {name}, which has {_numbers(found)}{others}"
+        )
     return found[version]
+
+
+def _numbers(found: Iterable[str]) -> str:
+    return ", ".join(sorted(found, key=int)) or "none"
 
 
 def _tag_version(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> None:

@@ -32,6 +32,12 @@ def epoch_line(row: EpochMetrics, epochs: int, split: str) -> str:
     )
 
 
+def epoch_of(line: str) -> int | None:
+    """The epoch that a line of `epoch_line` is about; None for another line."""
+    found = re.match(r"epoch +(\d+)/", line)
+    return int(found[1]) if found else None
+
+
 def verdict_lines(verdict: Verdict) -> str:
     """The verdict and its reasons, one per line, for the screen."""
     return "\n".join([f"gate {'passed' if verdict.passed else 'failed'}:", *(f"  {why}" for why in verdict.reasons)])
@@ -67,10 +73,10 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def columns(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows with the same headings as a table of aligned columns, for the screen; figures stand on the right."""
+    """Rows with the same headings as aligned columns, for the screen; a column with figures is aligned on the right."""
     cells = [list(rows[0]), *(list(map(str, row.values())) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    aligns = [">" if all(map(_is_figure, column)) else "<" for column in zip(*cells[1:], strict=True)]
+    aligns = [">" if any(map(_is_figure, column)) else "<" for column in zip(*cells[1:], strict=True)]
     lines = (
         "  ".join(f"{cell:{align}{width}}" for cell, align, width in zip(line, aligns, widths, strict=True))
         for line in cells
@@ -79,4 +85,4 @@ def columns(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _is_figure(cell: str) -> bool:
-    return not re.search(r"[^\W\d]", cell.replace(" of ", ""))  # no letter
+    return cell != "" and not re.search(r"[^\W\d]", cell.replace(" of ", ""))  # no letter

@@ -47,6 +47,7 @@ def quiet_mlflow() -> None:
         logging.getLogger(logger).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # the artifacts are small and many
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `invocation` prints the run's page
 
 
 def connect() -> None:
@@ -56,7 +57,7 @@ def connect() -> None:
     """
     _defer_signals_during_queries()
     with _answering():
-        if file := _sqlite_file():
+        if file := sqlite_file():
             database.ensure(Path(file))
         close_abandoned()
     _select_experiment()
@@ -75,7 +76,7 @@ def connect_to_read() -> None:
 
 def exists() -> bool:
     """Whether there is a store. MLflow would create a database that does not exist, and finish an incomplete one."""
-    file = _sqlite_file()
+    file = sqlite_file()
     return not file or database.is_complete(Path(file))
 
 
@@ -153,7 +154,7 @@ def store_lock(name: str) -> contextlib.AbstractContextManager[object]:
 
     For a store on a server, the lock covers the processes that were started in this folder.
     """
-    if file := _sqlite_file():
+    if file := sqlite_file():
         return FileLock(f"{file}.{name}.lock")
     try:
         process.LIVENESS_FOLDER.mkdir(exist_ok=True)
@@ -163,7 +164,8 @@ def store_lock(name: str) -> contextlib.AbstractContextManager[object]:
     return FileLock(process.LIVENESS_FOLDER / f"{server}.{name}.lock")
 
 
-def _sqlite_file() -> str | None:
+def sqlite_file() -> str | None:
+    """The store's database file; None for a server, and for another database."""
     from sqlalchemy.engine import make_url  # it takes a while
 
     uri = mlflow.get_tracking_uri()
@@ -206,7 +208,7 @@ def is_abandoned(run: Run, *, keep: bool = False) -> bool:
     # closed here, because its environment took long to build, it opens the run again.
     is_ours = tags.get(MLFLOW_SOURCE_TYPE) == "PROJECT" and tags[MLFLOW_SOURCE_NAME] == _project_source()
     is_late = time.time() - run.info.start_time / 1000 > TAKEOVER_SECONDS
-    is_here = _sqlite_file() or (process.LIVENESS_FOLDER / run.info.run_id).exists()
+    is_here = sqlite_file() or (process.LIVENESS_FOLDER / run.info.run_id).exists()
     return bool(is_ours and is_late and is_here) and process.is_gone(process.lock_name(run.info.run_id), keep=keep)
 
 
