@@ -37,7 +37,7 @@ def accelerate(*networks: nn.Module, engine: str = "auto", device: torch.device 
     if engine == "numba" and reason:
         raise ParameterError(f"engine is 'numba': it takes auto or torch for this network: {reason}")
     chosen = "torch" if engine == "torch" or reason else "numba"
-    return Acceleration(networks, chosen, reason, min(device_types) if len(device_types) == 1 else "several")
+    return Acceleration(networks, chosen, reason, device_types)
 
 
 class Acceleration:
@@ -57,9 +57,10 @@ class Acceleration:
         reason: why "auto" chose torch, as a clause; None if it did not.
     """
 
-    def __init__(self, networks: tuple[nn.Module, ...], engine: str, reason: str | None, device_type: str):
+    def __init__(self, networks: tuple[nn.Module, ...], engine: str, reason: str | None, device_types: set[str]):
         self.engine, self.reason = engine, reason
-        self._networks, self._device_type, self._restore = networks, device_type, ExitStack()
+        self._on_cpu, self._on_cuda = device_types <= {"cpu"}, device_types == {"cuda"}
+        self._networks, self._restore = networks, ExitStack()
 
     def __enter__(self) -> Self:
         """Load the kernels, or compile them (about 20 s, once for each processor), and replace forward methods."""
@@ -67,7 +68,7 @@ class Acceleration:
             if self.engine == "numba":
                 self._load_kernels()
             for network in self._networks:
-                if self._device_type == "cuda" and cuda.is_wide(network):
+                if self._on_cuda and cuda.is_wide(network):
                     restore.callback(network.to, memory_format=torch.contiguous_format)
                     network.to(memory_format=torch.channels_last)
                     continue
@@ -114,15 +115,14 @@ class Acceleration:
 
     def _other_forward(self, layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
         """Return the forward method that takes the place of a layer's own, if there is one for it."""
-        on_cpu, on_cuda = (self._device_type == device_type for device_type in ("cpu", "cuda"))
-        if on_cpu and type(layer) is nn.Sequential and self.engine == "numba":
+        if self._on_cpu and type(layer) is nn.Sequential and self.engine == "numba":
             from drilldown.engine.dispatch import FusedSequential
 
             return FusedSequential(layer)
-        if on_cpu and type(layer) is nn.MaxPool2d and is_max_pool_2x2(layer):
+        if self._on_cpu and type(layer) is nn.MaxPool2d and is_max_pool_2x2(layer):
             return EvalMaxPool(layer)
-        if on_cuda and type(layer) is nn.Conv2d and cuda.has_few_inputs(layer):
+        if self._on_cuda and type(layer) is nn.Conv2d and cuda.has_few_inputs(layer):
             return cuda.FewInputsConv(layer)
-        if on_cuda and type(layer) is nn.BatchNorm2d and cuda.has_few_channels(layer):
+        if self._on_cuda and type(layer) is nn.BatchNorm2d and cuda.has_few_channels(layer):
             return cuda.SplitBatchNorm(layer)
         return None
