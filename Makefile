@@ -6,7 +6,7 @@ STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
 RUNS := $(STEPS) all compare repeat promote rollback predict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup store $(RUNS) ui serve test quick faults check bench docs pictures lock
+.PHONY: help setup store $(RUNS) status ui serve test quick faults check bench docs pictures lock
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ store $(RUNS): export MLFLOW_EXPERIMENT_NAME ?= mnist-drilldown
 endif
 
 # The commands that the program prints begin as its own did.
-$(RUNS) serve: export DRILLDOWN_STARTER := make
+$(RUNS) status serve: export DRILLDOWN_STARTER := make
 
 # MLflow never opens a database again whose creation was cut off; this creates it whole.
 store: setup
@@ -51,10 +51,16 @@ $(STEPS) all compare repeat promote rollback: store
 predict: store
 	mlflow run . -e predict --env-manager local -P images='$(IMAGES)' $(ARGS)
 
+## make status                    champions, their history, and unfinished runs
+# Not by `mlflow run`, which would open a run for it.
+status: setup
+	@python -m drilldown status $(subst -P ,--,$(ARGS))
+
 ## make ui                        MLflow's pages on http://127.0.0.1:5000
 # Without the dozen processes that wait for jobs: this project has no jobs.
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 ui: setup
+	@python -m drilldown.tracking.pages $(ARGS)
 	mlflow ui $(ARGS)
 
 ## make serve MODEL=mnist-cnn     serve the champion on http://127.0.0.1:5001

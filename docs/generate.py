@@ -24,7 +24,7 @@ from drilldown.experiments import records
 from drilldown.experiments.records import GOAL
 from drilldown.inference.framing import read_image
 from drilldown.reporting import report
-from drilldown.reporting.statistics import summarize
+from drilldown.reporting.statistics import format_spread, summarize
 from drilldown.steps import ROOT, STEP_NAMES
 from drilldown.tracking import store
 
@@ -195,6 +195,34 @@ def overhead() -> str:
     return "\n".join(tables)
 
 
+def gpu() -> str:
+    """Training on a CUDA device: each step alone, then many seeds side by side."""
+    kept = read("benchmark-gpu")
+    rows = [
+        {
+            "step": name,
+            "an epoch without graphs": f"{found['eager_epoch_seconds']:.2f} s",
+            "an epoch": f"{median(found['epoch_seconds']):.2f} s",
+            "epochs": len(found["epoch_seconds"]),
+            "all epochs": f"{sum(found['epoch_seconds']):.1f} s",
+            "with evaluation": f"{found['total_seconds']:.1f} s",
+            "test accuracy (%)": f"{found['test_accuracy'][-1]:.2f}",
+        }
+        for name, found in kept["steps"].items()
+    ]
+    together = kept["side_by_side"]
+    count = len(together["test_accuracy"])
+    alone = kept["steps"][together["step"]]["total_seconds"]
+    finals = [accuracies[-1] for accuracies in together["test_accuracy"]]
+    versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
+    return (
+        f"Measured on one {kept['card']}, {versions}.\n\n{report.table(rows)}\n"
+        f"Side by side, {together['at_a_time']} at a time, {count} seeds of {together['step']} took "
+        f"{together['seconds']:.1f} s, {together['seconds'] / count:.1f} s each; one alone takes {alone:.1f} s. "
+        f"Their test accuracies are {format_spread(finals)} %.\n"
+    )
+
+
 def serving() -> str:
     """Images a second, by way and batch size."""
     rows = [
@@ -230,6 +258,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "epoch": epoch,
     "target": target,
     "overhead": overhead,
+    "gpu": gpu,
     "serving": serving,
     "written": written,
 }

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import mlflow
 import pytest
@@ -78,7 +79,10 @@ def test_a_bad_value(name, value, message, capsys, store):
         (["repeat", "--seeds", "0"], "seeds is 0: it takes a whole number at least 1"),
         (["repeat", "--jobs", "two"], "jobs is 'two': it takes a whole number at least 1"),
         (["repeat", "--reuse", "maybe"], "'maybe' is not a valid boolean"),
-        (["all", "--validation", "100"], "validation is no parameter of all: it takes seed, reuse, dataset"),
+        (
+            ["all", "--validation", "100"],
+            "validation is no parameter of all: it takes seed, reuse, experiment, ",
+        ),
         (["compare", "--dataset", "letters"], "'letters' is not one of"),
         (["promote"], "Missing option '--version'"),
         (["promote", "--version", "1", "--model", "letters-cnn"], "'letters-cnn' is not one of"),
@@ -301,8 +305,58 @@ def test_without_mnist_nothing_of_the_default_model_to_promote(of_digits, capsys
 
 def test_nothing_to_compare_is_a_failed_run(store, capsys):
     code, line = refused(capsys, "compare", "--dataset", "mnist")
-    assert (code, line) == (1, "dataset is 'mnist': the store has no finished run to compare; train a step")
+    assert (code, line) == (
+        1,
+        "dataset is 'mnist': no finished run to compare in the experiment Default; train a step, or look into another "
+        "experiment: all, Default",
+    )
     assert run_status(store) == [("compare", "FAILED")]
+
+
+@pytest.mark.parametrize("command", ["compare", "all", "repeat", "status", "record --step step2"])
+def test_a_missing_experiment_is_refused_before_a_run_is_opened(command, store, capsys):
+    code, line = refused(capsys, *command.split(), "--experiment", "nowhere")
+    assert (code, line) == (2, "experiment is 'nowhere': it takes all, or an experiment of this store: 'Default'")
+    assert store.search_runs(["0"]) == []
+
+
+@pytest.fixture
+def opened(store, monkeypatch):
+    """The id of a run that `mlflow run . -e step2` opened for the command to come."""
+    run = store.create_run("0", run_name="random-name-1", tags={"mlflow.project.entryPoint": "step2"})
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    return run.info.run_id
+
+
+def name_and_tags(store, run_id):
+    run = store.get_run(run_id)
+    return run.info.run_name, ours(run.data.tags)
+
+
+def test_a_run_that_fails_before_it_has_a_name_gets_one(opened, store, capsys):
+    refused(capsys, "step2", "--epochs", "abc")
+    name, tags = name_and_tags(store, opened)
+    assert (name, tags["kind"]) == ("step2", "train")
+    assert tags["error"].startswith("epochs is 'abc': it takes a whole number")
+
+
+def test_a_step_whose_network_cannot_be_built_is_a_run_with_a_name_and_its_error(opened, store, monkeypatch):
+    def broken():
+        raise ZeroDivisionError("3 channels / 0")
+
+    step = replace(workflow.load_step("step2"), network=broken)
+    monkeypatch.setattr(workflow, "load_step", lambda _: step)
+    with pytest.raises(ZeroDivisionError):  # its author needs the traceback
+        __main__.main(["step2", "--dataset", "digits"])
+    name, tags = name_and_tags(store, opened)
+    assert (name, tags["kind"], tags["error"]) == ("step2", "train", "ZeroDivisionError: 3 channels / 0")
+
+
+def test_a_run_that_fails_later_keeps_its_name(opened, store, capsys, monkeypatch):
+    monkeypatch.setattr(workflow.train, "fit", interrupted)
+    refused(capsys, "step2", "--dataset", "digits", "--seed", "5")
+    name, tags = name_and_tags(store, opened)
+    assert (name, tags["kind"], tags["error"]) == ("step2 seed 5", "train", "KeyboardInterrupt")
 
 
 def test_an_interrupted_run_is_killed(store, capsys, monkeypatch):

@@ -19,6 +19,7 @@ from drilldown.options import (
     Number,
     TrainOptions,
     combine,
+    experiment_option,
     option,
     reuse_option,
     seed_option,
@@ -60,11 +61,12 @@ for _name in STEP_NAMES:
 @cli.command("all", help="Train every step, and compare them.")
 @seed_option
 @reuse_option
+@experiment_option
 @training_options
-def train_all(reuse: bool, **options: Any) -> None:
+def train_all(reuse: bool, experiment: str, **options: Any) -> None:
     from drilldown import workflow
 
-    workflow.train_all(TrainOptions(**options), reuse)
+    workflow.train_all(TrainOptions(**options), reuse, experiment)
 
 
 @cli.command("repeat", help="Train a step with many seeds, and report how often it reaches its target.")
@@ -72,20 +74,31 @@ def train_all(reuse: bool, **options: Any) -> None:
 @option("seeds", default="10", type=Number(whole=True, optional=False, low=1), help="how many seeds, from 0 on")
 @option("jobs", default="1", type=Number(whole=True, optional=False, low=1), help="how many trainings at a time")
 @reuse_option
+@experiment_option
 @validation_option
 @training_options
-def repeat(step: str, seeds: int, jobs: int, reuse: bool, **options: Any) -> None:
+def repeat(step: str, seeds: int, jobs: int, reuse: bool, experiment: str, **options: Any) -> None:
     from drilldown import workflow
 
-    workflow.repeat_step(step, seeds, jobs, TrainOptions(**options), reuse)
+    workflow.repeat_step(step, seeds, jobs, TrainOptions(**options), reuse, experiment)
 
 
 @cli.command("compare", help="Show the finished runs of the steps side by side.")
 @option("dataset", default="auto", type=click.Choice(DATASETS), help="dataset of the runs; auto: MNIST, if it has any")
-def compare(dataset: str) -> None:
+@experiment_option
+def compare(dataset: str, experiment: str) -> None:
     from drilldown import workflow
 
-    workflow.compare_steps(dataset)
+    workflow.compare_steps(dataset, experiment)
+
+
+@cli.command("status", help="Show the champions, their history, and the unfinished runs; this changes nothing.")
+@option("model", default="all", help="the registered model")
+@experiment_option
+def status(model: str, experiment: str) -> None:
+    from drilldown import workflow
+
+    workflow.show_status(model, experiment)
 
 
 model_option = option("model", default=DEFAULT_MODEL, type=click.Choice(MODELS), help="the registered model")
@@ -97,7 +110,7 @@ champion_options = combine(
 
 
 @cli.command("promote", help="Make a registered version the champion, if it passes the checks of every promotion.")
-@option("version", required=True, help="the version's number")
+@option("version", required=True, help="the version's number, or challenger: the newest challenger")
 @option("force", default="false", type=click.BOOL, help="overrule the comparison with the champion, no other check")
 @champion_options
 def promote(version: str, force: bool, **given: str) -> None:
@@ -136,10 +149,11 @@ def serve(model: str, port: int) -> None:
 @option("step", required=True, type=click.Choice(STEP_NAMES), help="step of the runs")
 @option("epochs", type=Number(whole=True, low=1), help="length of the runs  [default: the recipe's]")
 @option("force", default="false", type=click.BOOL, help="replace a record with more seeds, or of another kind")
-def record(step: str, epochs: int | None, force: bool) -> None:
+@experiment_option
+def record(step: str, epochs: int | None, force: bool, experiment: str) -> None:
     from drilldown import workflow
 
-    workflow.record_results(step, epochs, force)
+    workflow.record_results(step, epochs, force, experiment)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -163,6 +177,9 @@ def main(arguments: list[str] | None = None) -> None:
         fail(stop.code, stop.reason)
     except (KeyboardInterrupt, click.Abort):
         fail(130, "interrupted")
+    except Exception as error:  # a mistake here or in a step's file: its traceback says where
+        _note(printable(one_line(f"{type(error).__name__}: {error}")))
+        raise
 
 
 def fail(code: int | str | None, message: str) -> NoReturn:

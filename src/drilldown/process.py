@@ -127,14 +127,18 @@ def is_elsewhere(lock: str) -> bool:
     return machine != platform.node() or not os.path.isdir(os.path.dirname(file))  # noqa: PTH112, PTH120 (no errors)
 
 
-def is_gone(lock: str) -> bool:
-    """Tell whether the process with this lock has ended; False where this process cannot know."""
+def is_gone(lock: str, *, keep: bool = False) -> bool:
+    """Tell whether the process with this lock has ended; False where this process cannot know.
+
+    Removes the lock's file if so, unless `keep`.
+    """
     if is_elsewhere(lock):
         return False
     file = Path(lock.partition(":")[2])
     try:
         with FileLock(file, timeout=0):
-            file.unlink()
+            if not keep:
+                file.unlink()
     except OSError:  # locked, or not ours
         return False
     return True

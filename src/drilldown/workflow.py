@@ -1,4 +1,4 @@
-"""What each command does: train, resume and finish a run; train many; compare; change the champion; predict."""
+"""What each command does: train, resume and finish a run; train many; compare; change the champion; predict; show."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ParamSpec
@@ -29,7 +29,7 @@ from drilldown.errors import (
     RegistryError,
     StoreError,
 )
-from drilldown.experiments import compare, nested, records, repeat
+from drilldown.experiments import compare, nested, records, repeat, status
 from drilldown.experiments.progress import Progress
 from drilldown.inference import predict
 from drilldown.learning import checkpoint, data, train
@@ -42,7 +42,7 @@ from drilldown.registry.verify import Verifier
 from drilldown.reporting import gate, plots, report
 from drilldown.reporting.statistics import format_probability
 from drilldown.steps import ROOT, STEP_NAMES, Step, load_step
-from drilldown.tracking import invocation, provenance, runs, store
+from drilldown.tracking import invocation, provenance, runs, search, store
 
 CHECKPOINTS = Path("checkpoints")
 IMAGES = ROOT / "docs" / "digits"  # to try a model on
@@ -50,14 +50,14 @@ MAX_SHEET = 80  # images on the contact sheet of a prediction
 P = ParamSpec("P")
 
 
-def command(function: Callable[P, None]) -> Callable[P, None]:
+def command(function: Callable[P, None], connect: Callable[[], None] = store.connect) -> Callable[P, None]:
     """Connect a command to the store, and turn errors of MLflow and of memory into errors of one line."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         store.quiet_mlflow()
         try:
-            store.connect()
+            connect()
             function(*args, **kwargs)
         except MlflowException as error:
             raise StoreError(store.explain(error)) from error
@@ -97,7 +97,8 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
             dataset = _load_dataset(options)
             runs.check_fingerprint(resume, fingerprint(dataset))
             stack.enter_context(checkpoint.lock(CHECKPOINTS / resume, fresh=False))
-        run_id = stack.enter_context(runs.run(f"{name} seed {options.seed}", {"step": name}, resume or None))
+        tags = {"kind": "train", "step": name}
+        run_id = stack.enter_context(runs.run(f"{name} seed {options.seed}", tags, resume or None))
         folder = CHECKPOINTS / run_id
         if not resume:
             stack.enter_context(checkpoint.lock(folder))
@@ -143,10 +144,11 @@ def _resume_hint(name: str, run_id: str, folder: Path, options: TrainOptions) ->
 
 
 @contextlib.contextmanager
-def _continue_hint(entry_point: str, options: TrainOptions, **given: object) -> Iterator[None]:
+def _continue_hint(entry_point: str, options: TrainOptions, experiment: str, **given: object) -> Iterator[None]:
     """Say how to go on with several trainings that were stopped."""
     defaults = TrainOptions()
     given |= {name: value for name, value in asdict(options).items() if value != getattr(defaults, name)}
+    given |= {"experiment": experiment} if experiment else {}
     hint = invocation.command(entry_point, **given)
     try:
         yield
@@ -178,7 +180,7 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
         if verdict.passed:
             verifier.start()  # its imports take seconds; meanwhile this process draws and exports
         text = report.markdown(step.docstring, seed, history, verdict, goal, split)
-        model = runs.log_end(state, evaluation, verdict, goal, dataset, text)
+        model = runs.log_end(state, evaluation, verdict, goal, dataset, text, f"{step.name}-seed{seed}")
         click.echo(report.verdict_lines(verdict))
         files = ("report.md", "curves.png", "mistakes.png")
         comparison = _comparison(split)
@@ -211,16 +213,17 @@ def _say(text: str) -> None:
 
 
 @command
-def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: bool) -> None:
+def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: bool, experiment: str) -> None:
     """Train a step with many seeds, each in a nested run, and log the spread of their figures."""
+    reuse_from = search.experiments(experiment) if reuse else {}
     with (
-        runs.run(f"repeat {step}", {"repeat": step}) as parent,
-        _continue_hint("repeat", options, step=step, seeds=seeds, jobs=jobs),
+        runs.run(f"repeat {step}", {"kind": "repeat", "repeat": step}) as parent,
+        _continue_hint("repeat", options, experiment, step=step, seeds=seeds, jobs=jobs),
     ):
         dataset = _load_dataset(options)
         goal = options.goal(load_step(step).target, dataset)
         tasks = [(step, seed) for seed in range(seeds)]
-        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=jobs, quiet=True, reuse=reuse))
+        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=jobs, quiet=True, reuse_from=reuse_from))
         summary = repeat.summarize(step, outcomes, goal, dataset.split)
         curves = {run.seed: run.accuracies for run in summary.runs if run.error is None}
         figure = plots.seeds(curves, goal.accuracy, repeat.caption(summary, dataset, parent), dataset.split, goal.last)
@@ -231,15 +234,21 @@ def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: 
 
 
 @command
-def train_all(options: TrainOptions, reuse: bool) -> None:
+def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
     """Train every step with one seed, each in a nested run, and compare them."""
-    with runs.run("all", {"all": " ".join(STEP_NAMES)}) as parent, _continue_hint("all", options):
+    experiments = search.experiments(experiment)
+    reuse_from = experiments if reuse else {}
+    with (
+        runs.run("all", {"kind": "all", "all": " ".join(STEP_NAMES)}) as parent,
+        _continue_hint("all", options, experiment),
+    ):
         dataset = _load_dataset(options)
         tasks = [(step, options.seed) for step in STEP_NAMES]
-        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse=reuse))
+        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse_from=reuse_from))
         trained = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
+        experiments = experiments | search.experiments()  # reused runs, and those of now
         entries = {
-            step: compare.collect(step, dataset.digest, like=trained[step]) if step in trained else None
+            step: compare.collect(step, dataset.digest, experiments, like=trained[step]) if step in trained else None
             for step in STEP_NAMES
         }
         failed = {outcome.step: outcome.error for outcome in outcomes if outcome.error}
@@ -255,9 +264,12 @@ def _train_nested(
     *,
     jobs: int,
     quiet: bool,
-    reuse: bool,
+    reuse_from: Collection[str],
 ) -> Iterator[nested.Outcome]:
-    """Train each (step, seed) in a run nested in the parent, or reuse a finished one; print a line for each."""
+    """Train each (step, seed) in a run nested in the parent, or reuse a finished one; print a line for each.
+
+    `reuse_from` are the ids of the experiments whose finished runs may be reused.
+    """
     device = hardware.select_device(options.device)
     goals: dict[str, Goal] = {}
     lengths: dict[str, int] = {}  # in epochs
@@ -284,7 +296,7 @@ def _train_nested(
             device=device,
             engine=engine,
         )
-        if reuse and (found := runs.find_reusable(fingerprint)):
+        if found := search.find_reusable(reuse_from, name, seed, fingerprint):
             outcome = nested.Outcome.from_run(name, seed, found.info.run_id, dataset.split, reused=True)
             reused.append(found.info.run_id)
             click.echo(nested.outcome_line(outcome, goal))
@@ -305,14 +317,19 @@ def _train_nested(
 
 
 @command
-def compare_steps(dataset: str) -> None:
+def compare_steps(dataset: str, experiment: str) -> None:
     """Compare the finished runs of the steps."""
-    with runs.run("compare", {}) as run_id:
-        if not (newest := compare.newest(dataset)):
-            raise CompareError(f"dataset is {dataset!r}: the store has no finished run to compare; train a step")
+    experiments = search.experiments(experiment)
+    with runs.run("compare", {"kind": "compare"}) as run_id:
+        if not (newest := compare.newest(dataset, experiments)):
+            looked, there = (", ".join(found.values()) for found in (experiments, search.experiments("all")))
+            raise CompareError(
+                f"dataset is {dataset!r}: no finished run to compare in the experiment {looked}; train a step, or look "
+                f"into another experiment: all, {there}"
+            )
         name, digest = compare.dataset_of(newest)
         recipes = {step: load_step(step).recipe for step in STEP_NAMES}
-        entries = {step: compare.collect(step, digest, recipe=recipes[step]) for step in STEP_NAMES}
+        entries = {step: compare.collect(step, digest, experiments, recipe=recipes[step]) for step in STEP_NAMES}
         _log_comparison(run_id, entries, name, {})
 
 
@@ -323,8 +340,9 @@ def _log_comparison(
     caption = compare.caption(entries, dataset, f"run {run_id[:8]}")
     table, figure = compare.rows(entries, dataset), compare.figure(entries, caption)
     notes = compare.notes(entries, dataset, failed)
-    pages = compare.markdown(table, notes), compare.page(table, notes, figure, caption)
-    runs.log_comparison(dataset, *pages, compare.numbers(entries, table), figure)
+    texts = compare.description(table, notes), compare.markdown(table, notes)
+    page = compare.page(table, notes, figure, caption)
+    runs.log_comparison(dataset, *texts, page, compare.numbers(entries, table), figure)
     click.echo(compare.screen(table))
     _say(invocation.next_steps(("compare.html", "compare.png", "compare.csv")))
 
@@ -347,7 +365,7 @@ def _change_champion(
     name: str, model: str, data_dir: str, change: Callable[[data.Dataset], registry.Registration]
 ) -> None:
     """Change the champion in a run of its own, and print the champion's history."""
-    with runs.run(f"{name} {model}", {name: model}):
+    with runs.run(f"{name} {model}", {"kind": name, name: model}):
         try:
             dataset = data.load(model.removesuffix("-cnn"), data_dir or None)
         except DataError:  # a user without MNIST may mean the digits' model
@@ -367,7 +385,7 @@ def _change_champion(
 def predict_images(images: str, model: str) -> None:
     """Classify image files by a registered model, and log the answers."""
     files = predict.find_images(images)
-    with runs.run("predict", {}) as run_id:
+    with runs.run("predict", {"kind": "predict"}) as run_id:
         loaded, lineage = predict.load(model)
         predictions, seen, refused = predict.predict(loaded, files)
         shown = predictions[:MAX_SHEET]
@@ -408,9 +426,20 @@ def serve(model: str, port: int) -> None:
 
 
 @command
-def record_results(name: str, epochs: int | None, force: bool) -> None:
+def record_results(name: str, epochs: int | None, force: bool, experiment: str) -> None:
     """Write results/STEP.json from the finished MNIST runs in the store."""
     recipe = load_step(name).recipe
-    file, left_out = records.write(name, recipe, epochs or recipe.epochs, force)
+    file, left_out = records.write(name, recipe, epochs or recipe.epochs, search.experiments(experiment), force)
     click.echo(f"{file}: the newest run of each seed; left out: {left_out}")
     click.echo("next:   make docs")
+
+
+@functools.partial(command, connect=store.connect_to_read)
+def show_status(model: str, experiment: str) -> None:
+    """Show the registered models and the unfinished runs; nothing is written to the store."""
+    if not store.exists():
+        click.echo(status.EMPTY)
+        return
+    experiments = search.experiments(experiment)
+    runs.name_opened("status", {"kind": "status"})
+    click.echo(status.overview(model, experiments, CHECKPOINTS))

@@ -25,7 +25,7 @@ CAPTION = plots.Caption("The steps side by side on mnist", "step2, step4; run 3f
 
 
 def collect(step, like=None, **recipe):
-    return compare.collect(step, "of mnist", like=like, recipe=Recipe(**recipe) if recipe else None)
+    return compare.collect(step, "of mnist", ["0"], like=like, recipe=Recipe(**recipe) if recipe else None)
 
 
 def accuracies(entry):
@@ -75,7 +75,7 @@ def test_runs_of_version_0_1_are_compared(store):
     assert accuracies(entry) == {0: [90.0, 91.0], 1: [92.0, 93.0]}
     assert (entry.passed, entry.left_out, entry.machines) == (1, 1, {"2 × CPU"})
     assert entry.record["recipe"].items() >= recipe.items()
-    assert compare.dataset_of(compare.newest("auto")) == ("mnist", "of mnist")
+    assert compare.dataset_of(compare.newest("auto", ["0"])) == ("mnist", "of mnist")
 
     finished_run("step3", 0, [90.0, 91.0], **recipe | {"translate": 0.05})
     changes = compare.changes(entry, collect("step3"))
@@ -92,14 +92,14 @@ def test_runs_of_two_versions_are_not_seeds_of_one_entry(store):
 
 def test_no_run(store):
     assert collect("step1") is None
-    assert compare.newest("auto") is None
+    assert compare.newest("auto", ["0"]) is None
     finished_run("step1", 0, [90.0], validation=5000)
-    assert compare.newest("mnist") is None
+    assert compare.newest("mnist", ["0"]) is None
     on_digits = finished_run("step1", 0, [90.0], dataset="digits")
-    assert compare.newest("auto").info.run_id == on_digits
+    assert compare.newest("auto", ["0"]).info.run_id == on_digits
     on_mnist = finished_run("step1", 0, [90.0])
     finished_run("step1", 0, [90.0], dataset="digits")
-    assert compare.newest("auto").info.run_id == on_mnist
+    assert compare.newest("auto", ["0"]).info.run_id == on_mnist
 
 
 @pytest.fixture
@@ -263,9 +263,15 @@ def test_the_notes_name_missing_and_left_out_runs(entries, store):
 def test_the_comparison_is_logged(entries, store):
     rows, notes, figure = compare.rows(entries, "mnist"), ["a note"], compare.figure(entries, CAPTION)
     with runs.run("compare", {}) as run_id:
-        pages = compare.markdown(rows, notes), compare.page(rows, notes, figure, CAPTION)
-        runs.log_comparison("mnist", *pages, compare.numbers(entries, rows), figure)
-    assert ours(store.get_run(run_id).data.tags)["compare"] == "mnist"
+        texts = compare.description(rows, notes), compare.markdown(rows, notes)
+        page = compare.page(rows, notes, figure, CAPTION)
+        runs.log_comparison("mnist", *texts, page, compare.numbers(entries, rows), figure)
+    tags = store.get_run(run_id).data.tags
+    assert ours(tags)["compare"] == "mnist"
+    assert "- **step2**: parameters 2,000, seeds 2, " in tags["mlflow.note.content"]
+    assert "- **step1**: no finished run\n" in tags["mlflow.note.content"]
+    assert "- a note\n" in tags["mlflow.note.content"]
+    assert not re.search(r"\||!\[", tags["mlflow.note.content"])  # no table, no picture
     kept = {file.path for file in store.list_artifacts(run_id)}
     assert kept == {"compare.md", "compare.html", "compare.csv", "compare.png"}
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/compare.md")

@@ -129,7 +129,7 @@ def test_invalid_choices(command, name, record_property):
 @pytest.mark.parametrize(("command", "name"), of_type(click.types.StringParamType))
 def test_invalid_texts(command, name, record_property):
     values = [*LINES, LONG, "é" * 1001, " ", "\u3000"]
-    values += [] if name in ("data_dir", "resume") else [""]
+    values += [] if name in ("data_dir", "resume", "experiment") else [""]
     for value in values:
         assert_refused(command, name, value)
     record_property("times", len(values))
@@ -170,6 +170,7 @@ def test_invalid_texts(command, name, record_property):
         ("predict", "images", "a" * 1000, "a" * 1000),
         ("step1", "data_dir", "", ""),
         ("step1", "resume", "", ""),
+        ("compare", "experiment", "", ""),
     ],
 )
 def test_values_at_the_limits(command, name, value, taken):

@@ -6,6 +6,7 @@ import pytest
 from drilldown import process
 from drilldown.steps import ROOT
 from drilldown.tracking import invocation, runs
+from drilldown.tracking.pages import VIEW
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_what_follows_a_run(started, store, tmp_path):
     with runs.run("a run", {}) as run_id:
         said = invocation.next_steps(("a.png", "b.csv"), ["make serve", "make compare", "x" * 120], "digits-cnn")
     assert said.splitlines() == [
-        f"run:    http://127.0.0.1:5000/#/experiments/0/runs/{run_id} (served by make ui)",
+        f"run:    http://127.0.0.1:5000/#/experiments/0/runs/{run_id}{VIEW} (served by make ui)",
         f"files:  {store.get_run(run_id).info.artifact_uri}: a.png, b.csv",
         "load:   mlflow.pyfunc.load_model('models:/digits-cnn@champion')",
         "next:   make serve, or make compare",
@@ -105,7 +106,7 @@ def test_what_follows_a_run(started, store, tmp_path):
     started("local")
     with runs.run("another", {}) as run_id:
         assert invocation.next_steps((), ["x" * 200]).splitlines() == [
-            f"run:    http://127.0.0.1:5000/#/experiments/0/runs/{run_id} (served by mlflow ui)",
+            f"run:    http://127.0.0.1:5000/#/experiments/0/runs/{run_id}{VIEW} (served by mlflow ui)",
             f"next:   {'x' * 200}",
         ]
 
@@ -125,7 +126,7 @@ def test_the_files_of_a_server_have_no_folder_and_its_page_is_its_own(started, s
     with runs.run("a run", {}) as run_id:
         monkeypatch.setattr(invocation.mlflow, "get_tracking_uri", lambda: "https://host/")
         monkeypatch.setattr(mlflow.active_run().info, "_artifact_uri", "mlflow-artifacts:/0/files")
-        assert invocation.next_steps(("a.png",)) == f"run:    https://host/#/experiments/0/runs/{run_id}"
+        assert invocation.next_steps(("a.png",)) == f"run:    https://host/#/experiments/0/runs/{run_id}{VIEW}"
 
 
 def test_a_nested_run_leaves_it_to_its_parent(started, store):

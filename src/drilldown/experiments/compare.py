@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from drilldown.learning.recipe import Goal, Recipe
 from drilldown.reporting import plots, report
 from drilldown.reporting.statistics import summarize
 from drilldown.tracking import tags
-from drilldown.tracking.runs import finished_runs
+from drilldown.tracking.search import finished_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,11 +44,11 @@ class Entry:
     left_out: int  # other finished runs of the step on this dataset
 
 
-def newest(dataset: str) -> Run | None:
-    """The newest finished run on the dataset; "auto" is MNIST if it has a run, otherwise the digits."""
+def newest(dataset: str, experiments: Collection[str]) -> Run | None:
+    """The newest finished run on the dataset in these experiments; "auto" is MNIST if it has a run, else the digits."""
     if dataset == "auto":
-        return newest("mnist") or newest("digits")
-    return next(iter(finished_runs(dataset=dataset)), None)
+        return newest("mnist", experiments) or newest("digits", experiments)
+    return next(iter(finished_runs(experiments, dataset=dataset)), None)
 
 
 def dataset_of(run: Run) -> tuple[str, str]:
@@ -56,13 +56,15 @@ def dataset_of(run: Run) -> tuple[str, str]:
     return run.data.params["run.dataset"], tags.ours(run.data.tags)["dataset.digest"]
 
 
-def collect(step: str, digest: str, *, like: str | None = None, recipe: Recipe | None = None) -> Entry | None:
-    """The step's finished runs on the dataset with this digest, or None if there is none.
+def collect(
+    step: str, digest: str, experiments: Collection[str], *, like: str | None = None, recipe: Recipe | None = None
+) -> Entry | None:
+    """The step's finished runs in these experiments, on the dataset with this digest, or None if there is none.
 
     All of them agree in code, recipe, target, device, engine and versions with one run: `like` (a run's id) if given,
     otherwise the newest with this `recipe` (the step's own), otherwise the newest.
     """
-    if not (found := finished_runs(step=step, digest=digest)):
+    if not (found := finished_runs(experiments, step=step, digest=digest)):
         return None
     with_recipe = [run for run in found if recipe and records.has_recipe(run, recipe)]
     model = mlflow.get_run(like) if like else (with_recipe or found)[0]
@@ -203,6 +205,21 @@ def figure(entries: Mapping[str, Entry | None], caption: plots.Caption) -> Figur
         sorted({entry.goal.accuracy for entry in present.values()}),
         caption,
     )
+
+
+def description(table: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
+    """The comparison as a list, for the run's page in MLflow: that shows neither pictures nor space between cells."""
+    figures = (*HEADINGS, WORDS[-1])
+    lines = [
+        f"**{row['step']}**: "
+        + (
+            "no finished run"
+            if row["seeds"] == "0"
+            else ", ".join(f"{name} {row[name]}" for name in figures if row[name] != "–")
+        )
+        for row in table
+    ]
+    return "".join(f"- {line}\n" for line in (*lines, *notes)) + "\nThe whole comparison is in compare.html.\n"
 
 
 def markdown(table: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:

@@ -1,11 +1,9 @@
 """Promotion: compare a challenger with the champion on the same test images, and decide; pure."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from drilldown.reporting.report import table
 from drilldown.reporting.statistics import mcnemar_p
 
 ALPHA = 0.05
@@ -87,9 +85,3 @@ def tables(
         digits = {str(digit): count for digit, count in enumerate(counts)}
         by_digit.append({"wrong answers by true digit": f"version {model.version}", **digits, "all": counts.sum()})
     return [rows for rows in (both, by_digit) if rows]
-
-
-def markdown(decision: Decision, tables: Sequence[Sequence[Mapping[str, object]]], promoted: bool) -> str:
-    """The decision with its tables, as Markdown; a model `promoted` against the decision was promoted by force."""
-    verdict = "Not promoted" if not promoted else "Promoted" if decision.promoted else "Promoted by force"
-    return "\n".join([f"**{verdict}**: {decision.reason}.\n", *map(table, tables)])

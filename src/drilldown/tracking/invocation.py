@@ -18,10 +18,10 @@ from drilldown import process
 from drilldown.choices import DEFAULT_MODEL
 from drilldown.messages import CREDENTIALS
 from drilldown.steps import ROOT
+from drilldown.tracking import pages
 from drilldown.tracking.store import EXPERIMENT, sqlite_file
 
 STARTER = "DRILLDOWN_STARTER"  # the variable in which the Makefile and `repeat` say how the user started them
-UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 SERVE_PORT = 5001
 MAX_COMMANDS, OR = 115, ", or "  # characters of the commands on one line; what stands between them
 
@@ -93,15 +93,15 @@ def serve_command(model: str) -> str:
 
 def _page(run: Run) -> str:
     """The address of the run's page in MLflow's UI, and what starts the UI unless the store is a server."""
-    uri, path = _address(), f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    uri, ids = mlflow.get_tracking_uri(), (run.info.experiment_id, run.info.run_id)
     if urlparse(uri).scheme in ("http", "https"):
-        return uri.rstrip("/") + path
-    store = "" if _is_here() else f"--backend-store-uri {shlex.quote(uri)}"
+        return pages.run_page(*ids, CREDENTIALS.sub("", uri).rstrip("/"))
+    store = "" if _is_here() else f"--backend-store-uri {shlex.quote(_address())}"
     if starter() == "make":
         ui = f"make ui ARGS={shlex.quote(store.replace('$', '$$'))}" if store else "make ui"
     else:
         ui = f"mlflow ui {store}".strip()
-    return f"{UI}{path} (served by {ui})"
+    return f"{pages.run_page(*ids)} (served by {ui})"
 
 
 def _folder(run: Run) -> str | None:
