@@ -32,7 +32,7 @@ store $(RUNS): export MLFLOW_EXPERIMENT_NAME ?= mnist-drilldown
 endif
 
 # The commands that the program prints begin as its own did.
-$(RUNS) serve: export DRILLDOWN_STARTER := make
+$(RUNS) status serve: export DRILLDOWN_STARTER := make
 
 # MLflow never opens a database again whose creation was cut off; this creates it whole.
 store: setup

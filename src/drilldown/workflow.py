@@ -144,10 +144,11 @@ def _resume_hint(name: str, run_id: str, folder: Path, options: TrainOptions) ->
 
 
 @contextlib.contextmanager
-def _continue_hint(entry_point: str, options: TrainOptions, **given: object) -> Iterator[None]:
+def _continue_hint(entry_point: str, options: TrainOptions, experiment: str, **given: object) -> Iterator[None]:
     """Say how to go on with several trainings that were stopped."""
     defaults = TrainOptions()
     given |= {name: value for name, value in asdict(options).items() if value != getattr(defaults, name)}
+    given |= {"experiment": experiment} if experiment else {}
     hint = invocation.command(entry_point, **given)
     try:
         yield
@@ -217,7 +218,7 @@ def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: 
     reuse_from = search.experiments(experiment) if reuse else {}
     with (
         runs.run(f"repeat {step}", {"kind": "repeat", "repeat": step}) as parent,
-        _continue_hint("repeat", options, step=step, seeds=seeds, jobs=jobs),
+        _continue_hint("repeat", options, experiment, step=step, seeds=seeds, jobs=jobs),
     ):
         dataset = _load_dataset(options)
         goal = options.goal(load_step(step).target, dataset)
@@ -239,7 +240,7 @@ def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
     reuse_from = experiments if reuse else {}
     with (
         runs.run("all", {"kind": "all", "all": " ".join(STEP_NAMES)}) as parent,
-        _continue_hint("all", options),
+        _continue_hint("all", options, experiment),
     ):
         dataset = _load_dataset(options)
         tasks = [(step, options.seed) for step in STEP_NAMES]

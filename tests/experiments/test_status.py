@@ -136,7 +136,7 @@ def interrupted(store, monkeypatch, tmp_path):
 
 
 def test_interrupted_trainings_with_the_command_that_resumes_them(status, store, interrupted):
-    expected = ["step2 seed 4", "1 of 3", f"mlflow run . -e step2 --env-manager local -P resume={interrupted}"]
+    expected = ["step2 seed 4", "1 of 3", f"python -m drilldown step2 --resume {interrupted}"]
     (_, row) = cells(status(), "interrupted trainings, and how to resume them")
     assert row == expected
     store.update_run(interrupted, "RUNNING")  # the process was killed outright, and nothing has closed its run yet

@@ -14,7 +14,7 @@ from drilldown.errors import ParameterError
 from drilldown.learning import checkpoint
 from drilldown.registry.champion import Change, champion_history, versions
 from drilldown.reporting.report import columns
-from drilldown.tracking import runs, search, store
+from drilldown.tracking import invocation, runs, search, store
 from drilldown.tracking.tags import ours
 
 EMPTY = "no run and no registered model yet; train a step first: make step4"
@@ -120,7 +120,7 @@ def _resumable(run: Run) -> dict[str, object]:
     return {
         "run": run.info.run_name,
         "epoch": _epoch(run),
-        "command": f"mlflow run . -e {ours(run.data.tags)['step']} --env-manager local -P resume={run.info.run_id}",
+        "command": invocation.command(ours(run.data.tags)["step"], resume=run.info.run_id),
     }
 
 

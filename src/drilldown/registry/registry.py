@@ -195,6 +195,7 @@ def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verif
 def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
     """The version with this number; "challenger" is the one with that alias."""
     found = versions(name)
+    existing = _numbers(found)
     if version == "challenger" and found:
         alias = client.get_registered_model(name).aliases.get("challenger")
         if alias is None:
@@ -204,9 +205,7 @@ def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
         version = str(alias)
     if version not in found:
         others = "" if found else _others(name)
-        raise ParameterError(
-            f"version is {version!r}: it takes a version of {name}, which has {_numbers(found)}{others}"
-        )
+        raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {existing}{others}")
     return found[version]
 
 

@@ -93,10 +93,10 @@ def serve_command(model: str) -> str:
 
 def _page(run: Run) -> str:
     """The address of the run's page in MLflow's UI, and what starts the UI unless the store is a server."""
-    uri, ids = _address(), (run.info.experiment_id, run.info.run_id)
+    uri, ids = mlflow.get_tracking_uri(), (run.info.experiment_id, run.info.run_id)
     if urlparse(uri).scheme in ("http", "https"):
-        return pages.run_page(*ids, uri.rstrip("/"))
-    store = "" if _is_here() else f"--backend-store-uri {shlex.quote(uri)}"
+        return pages.run_page(*ids, CREDENTIALS.sub("", uri).rstrip("/"))
+    store = "" if _is_here() else f"--backend-store-uri {shlex.quote(_address())}"
     if starter() == "make":
         ui = f"make ui ARGS={shlex.quote(store.replace('$', '$$'))}" if store else "make ui"
     else:
