@@ -128,7 +128,7 @@ def test_gpu_figures_are_kept_as_they_come(small_gpu_benchmark, monkeypatch, tmp
         gpu.write_figures([figures], keep=True)
         kept.append(json.loads(gpu.RESULT.read_text()))
     assert [list(figures["steps"]) for figures in kept] == [
-        ["step4"], ["step4"], ["step4", "step3"], ["step4", "step3", "step1"]]  # fmt: skip
+        ["step4"], ["step4", "step3"], ["step4", "step3", "step1"], ["step4", "step3", "step1"]]  # fmt: skip
     last = kept[-1]
     assert last["card"] == "a card"
     assert all(len(step["epoch_seconds"]) == len(step["test_accuracy"]) == 2 for step in last["steps"].values())

@@ -6,7 +6,6 @@ from scipy.stats import binom
 
 from drilldown.registry import promotion
 from drilldown.registry.promotion import Candidate
-from drilldown.reporting.report import table
 
 LABELS = np.arange(1000) % 10
 
