@@ -1,6 +1,6 @@
 """Training on a CUDA device: with and without graphs, and many seeds side by side.
 
-`python -m benchmarks.gpu` or `python -m benchmarks --part gpu`. With 24 seeds it takes less than two minutes on an H100.
+`python -m benchmarks.gpu` or `python -m benchmarks --part gpu`. 24 seeds take less than two minutes on an H100.
 It needs no MLflow. The figures go to results/benchmark-gpu.json.
 """
 
