@@ -12,10 +12,12 @@ from typing import Any, NoReturn
 
 import click
 
-from drilldown.choices import DATASETS, DEFAULT_MODEL
+from drilldown.choices import DEFAULT_MODEL
 from drilldown.errors import DrilldownError
 from drilldown.messages import one_line, printable
 from drilldown.options import (
+    DatasetName,
+    DatasetType,
     Number,
     TrainOptions,
     combine,
@@ -30,7 +32,6 @@ from drilldown.process import Stopped
 from drilldown.steps import STEP_NAMES
 
 MAX_LINE = 2_000  # characters of an error line
-MODELS = tuple(f"{dataset}-cnn" for dataset in DATASETS if dataset != "auto")
 
 
 @click.group(context_settings={"max_content_width": 120})
@@ -84,7 +85,7 @@ def repeat(step: str, seeds: int, jobs: int, reuse: bool, experiment: str, **opt
 
 
 @cli.command("compare", help="Show the finished runs of the steps side by side.")
-@option("dataset", default="auto", type=click.Choice(DATASETS), help="dataset of the runs; auto: MNIST, if it has any")
+@option("dataset", default="auto", type=DatasetName(), help="dataset of the runs, by name; auto: MNIST, if it has any")
 @experiment_option
 def compare(dataset: str, experiment: str) -> None:
     from drilldown import workflow
@@ -101,10 +102,11 @@ def status(model: str, experiment: str) -> None:
     workflow.show_status(model, experiment)
 
 
-model_option = option("model", default=DEFAULT_MODEL, type=click.Choice(MODELS), help="the registered model")
+model_option = option("model", default=DEFAULT_MODEL, help="the registered model")
 champion_options = combine(
     model_option,
     option("why", default="by hand", help="the reason, kept in the champion's history"),
+    option("dataset", type=DatasetType(), help="where the data of the model is  [default: where it was]"),
     option("data_dir", help="folder that holds MNIST  [default: the user's cache folder]"),
 )
 

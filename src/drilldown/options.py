@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import reprlib
 import unicodedata
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from drilldown.choices import DATASETS, DEVICES, ENGINES
+from drilldown.choices import DATASET_HINT, DATASETS, DEVICES, ENGINES, dataset_name, dataset_path
 from drilldown.errors import ParameterError, check
 from drilldown.learning.recipe import BOUNDS, Goal, Recipe, Target
 
@@ -47,8 +48,17 @@ class TrainOptions:
         return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
     def goal(self, target: Target, dataset: Dataset) -> Goal:
-        """What a model must reach on this dataset."""
-        return target.resolve(dataset.target_accuracy if self.target is None else self.target)
+        """What a model must reach on this dataset.
+
+        Raises: ParameterError when the dataset has no target of its own, and the user gave none.
+        """
+        accuracy = dataset.target_accuracy if self.target is None else self.target
+        if accuracy is None:
+            raise ParameterError(
+                f"target is not given: for {dataset.name}, data of your own, it takes the accuracy to reach in "
+                "percent, as in target=90"
+            )
+        return target.resolve(accuracy)
 
     def arguments(self) -> list[str]:
         """The same options as arguments of the command line."""
@@ -73,12 +83,34 @@ class Number(click.ParamType):
         return value
 
 
+class DatasetType(click.types.StringParamType):
+    """One of the datasets' words, or the path of data of the user's own, which becomes absolute."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in DATASETS or (value == "" and param and value == param.default):
+            return str(value)
+        path = dataset_path(value)
+        if not value.strip() or not os.path.exists(path):  # noqa: PTH110 (Path.exists raises errors)
+            missing = f"; there is no {path}" if value.strip() else ""
+            raise ParameterError(f"dataset is {reprlib.repr(value)}: it takes {DATASET_HINT}{missing}")
+        return str(path)
+
+
+class DatasetName(click.types.StringParamType):
+    """The name of a dataset that runs were trained on; a path stands for the name that its data has."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not (name := dataset_name(value)):
+            raise ParameterError(f"dataset is {reprlib.repr(value)}: it takes auto, or the name of a dataset")
+        return name
+
+
 class Option(click.Option):
     """An option whose value is one printable line, since every value may end in an error line, a tag or the history."""
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         refusal = f"{self.name} is {reprlib.repr(value)}: it takes "
-        longest = MAX_TEXT if self.type is click.STRING else MAX_WORD
+        longest = MAX_TEXT if isinstance(self.type, click.types.StringParamType) else MAX_WORD
         if isinstance(value, str) and (
             len(value) > longest or CONTROL_CATEGORIES & {*map(unicodedata.category, value)}
         ):
@@ -130,7 +162,7 @@ validation_option = option(
     help="measure on this many training images instead of the test images; registers nothing",
 )
 training_options = combine(
-    option("dataset", default="auto", type=click.Choice(DATASETS), help="what to train on"),
+    option("dataset", default="auto", type=DatasetType(), help=f"what to train on: {DATASET_HINT}"),
     option("data_dir", help="folder that holds MNIST  [default: the user's cache folder]"),
     option("epochs", type=Number(**BOUNDS["epochs"]), help="passes over the training images  [default: the recipe's]"),
     option("batch_size", type=Number(**BOUNDS["batch_size"]), help="images per update  [default: the recipe's]"),
@@ -138,5 +170,9 @@ training_options = combine(
     option("device", default="auto", type=click.Choice(DEVICES), help="where to compute"),
     option("engine", default="auto", type=click.Choice(ENGINES), help="what computes the training passes on a CPU"),
     option("threads", type=Number(whole=True, low=1, high=1024), help="CPU threads  [default: all cores]"),
-    option("target", type=Number(**BOUNDS["target"]), help="accuracy in percent  [default: the dataset's]"),
+    option(
+        "target",
+        type=Number(**BOUNDS["target"]),
+        help="accuracy in percent  [default: the dataset's]",
+    ),
 )

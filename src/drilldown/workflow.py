@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from tqdm import tqdm
 
 from drilldown import hardware, process
-from drilldown.choices import DEFAULT_MODEL
+from drilldown.choices import DATASETS, DEFAULT_MODEL
 from drilldown.engine import accelerate
 from drilldown.errors import (
     CheckpointError,
@@ -34,7 +34,7 @@ from drilldown.experiments.progress import Progress
 from drilldown.inference import predict
 from drilldown.learning import checkpoint, data, train
 from drilldown.learning.evaluate import evaluate
-from drilldown.learning.recipe import Goal
+from drilldown.learning.recipe import Goal, Target
 from drilldown.options import TrainOptions
 from drilldown.registry import registry
 from drilldown.registry.champion import champion_history, explain_no_champion, models_with_a_champion
@@ -103,6 +103,7 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
         if not resume:
             stack.enter_context(checkpoint.lock(folder))
             dataset = _load_dataset(options)
+            runs.check_dataset(run_id, dataset)
         stack.enter_context(_resume_hint(name, run_id, folder, options))
         state = train.init_state(network, recipe, dataset, options.seed, device)
         goal = options.goal(step.target, dataset)
@@ -110,6 +111,8 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
             f"{name}, seed {options.seed}: {state.classifier.num_parameters:,} parameters, {dataset.name}, "
             f"{recipe.epochs} epochs on {device.type}"
         )
+        if dataset.location not in DATASETS:
+            click.echo(dataset)
         if acceleration.reason:
             click.echo(f"engine: torch, because {acceleration.reason}")
         logged = set()
@@ -271,6 +274,7 @@ def _train_nested(
     `reuse_from` are the ids of the experiments whose finished runs may be reused.
     """
     device = hardware.select_device(options.device)
+    own_goal = options.goal(Target(), dataset)  # of a step that cannot be loaded; a target that is missing is said here
     goals: dict[str, Goal] = {}
     lengths: dict[str, int] = {}  # in epochs
     missing, reused = [], []
@@ -282,7 +286,7 @@ def _train_nested(
             raise
         except Exception as error:  # a broken step must not stop the others
             outcome = nested.Outcome(name, seed, "", error=f"{type(error).__name__}: {error}")
-            click.echo(nested.outcome_line(outcome, Goal(dataset.target_accuracy)))
+            click.echo(nested.outcome_line(outcome, own_goal))
             yield outcome
             continue
         goal = goals[name] = options.goal(step.target, dataset)
@@ -307,10 +311,10 @@ def _train_nested(
     runs.note_reused(reused)
     threads = options.threads or max(1, hardware.cores() // min(jobs, len(missing) or 1))
     # Dataset and device are decided here, once for all of them.
-    decided = replace(options, dataset=dataset.name, device=device.type, threads=threads)
+    decided = replace(options, dataset=dataset.location, device=device.type, threads=threads)
     with Progress(lengths) as progress:
         for outcome in nested.train(
-            missing, decided, jobs=jobs, parent=parent, split=dataset.split, progress=progress, quiet=quiet
+            missing, decided, jobs=jobs, parent=parent, dataset=dataset, progress=progress, quiet=quiet
         ):
             tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
             yield outcome
@@ -348,37 +352,46 @@ def _log_comparison(
 
 
 @command
-def promote(version: str, *, force: bool, model: str, why: str, data_dir: str) -> None:
+def promote(version: str, *, force: bool, model: str, why: str, dataset: str, data_dir: str) -> None:
     """Make a version the champion by hand, with the checks of every promotion."""
-    _change_champion(
-        "promote", model, data_dir, lambda dataset: registry.promote(version, dataset, why=why, force=force)
-    )
+    with runs.run(f"promote {model}", {"kind": "promote", "promote": model}):
+        measured_on = _load_measured_on(model, version, dataset, data_dir)
+        _show_change(model, registry.promote(version, measured_on, why=why, force=force))
 
 
 @command
-def roll_back(*, model: str, why: str, data_dir: str) -> None:
+def roll_back(*, model: str, why: str, dataset: str, data_dir: str) -> None:
     """Make the previous champion the champion again."""
-    _change_champion("rollback", model, data_dir, lambda dataset: registry.roll_back(dataset, why=why))
+    with runs.run(f"rollback {model}", {"kind": "rollback", "rollback": model}):
+        measured_on = _load_measured_on(model, None, dataset, data_dir)
+        _show_change(model, registry.roll_back(measured_on, why=why))
 
 
-def _change_champion(
-    name: str, model: str, data_dir: str, change: Callable[[data.Dataset], registry.Registration]
-) -> None:
-    """Change the champion in a run of its own, and print the champion's history."""
-    with runs.run(f"{name} {model}", {"kind": name, name: model}):
-        try:
-            dataset = data.load(model.removesuffix("-cnn"), data_dir or None)
-        except DataError:  # a user without MNIST may mean the digits' model
-            registry.check_registered(model)
-            raise
-        done = change(dataset)
-        _say(done.details)
-        for entry in champion_history(model):
-            click.echo(entry)
-        if not done.champion:
-            raise RegistryError(f"{model} version {done.version} stays challenger: {done.reason}")
-        click.echo(f"{model} version {done.version} is champion: {done.reason}")
-        _say(invocation.next_steps((), _use(model), model))
+def _load_measured_on(model: str, version: str | None, dataset: str, data_dir: str) -> data.Dataset:
+    """Load the data that a registered model was measured on, from where it was, or from where the user says it is."""
+    location = dataset or registry.dataset_location(model, version)
+    if not dataset and location not in DATASETS and not Path(location).exists():
+        raise ParameterError(
+            f"dataset is not given, and {location}, on which {model} was measured, is gone: it takes the path where "
+            "the data is now"
+        )
+    try:
+        loaded = data.load(location, data_dir or None)
+    except DataError:  # a user without MNIST may mean the digits' model
+        registry.check_registered(model)
+        raise
+    return replace(loaded, name=model.removesuffix("-cnn"))
+
+
+def _show_change(model: str, done: registry.Registration) -> None:
+    """Print the champion's history. Raises RegistryError when the champion was not changed."""
+    _say(done.details)
+    for entry in champion_history(model):
+        click.echo(entry)
+    if not done.champion:
+        raise RegistryError(f"{model} version {done.version} stays challenger: {done.reason}")
+    click.echo(f"{model} version {done.version} is champion: {done.reason}")
+    _say(invocation.next_steps((), _use(model), model))
 
 
 @command
@@ -387,13 +400,13 @@ def predict_images(images: str, model: str) -> None:
     files = predict.find_images(images)
     with runs.run("predict", {"kind": "predict"}) as run_id:
         loaded, lineage = predict.load(model)
-        predictions, seen, refused = predict.predict(loaded, files)
+        predictions, seen, refused = predict.predict(loaded, files, predict.own_classes(loaded))
         shown = predictions[:MAX_SHEET]
         name = lineage.get("model.name")
         answered_by = f"{name} version {lineage['model.version']}" if name else model
         sheet = plots.sheet(
             seen[:MAX_SHEET],
-            [f"{Path(row.file).name}\n{row.digit}: {format_probability(row.probability)}" for row in shown],
+            [f"{Path(row.file).name}\n{row.name}: {format_probability(row.probability)}" for row in shown],
             plots.Caption(
                 f"{len(shown)} of {len(predictions):,} images, as the model saw them",
                 f"{answered_by}, run {run_id[:8]}",

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from drilldown.errors import NestedError
 from drilldown.experiments.progress import Progress
+from drilldown.learning.data import Dataset
 from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
 from drilldown.reporting import report
@@ -63,18 +64,18 @@ def train(
     *,
     jobs: int,
     parent: str,
-    split: str,
+    dataset: Dataset,
     progress: Progress,
     quiet: bool = True,
 ) -> Iterator[Outcome]:
-    """Train each (step, seed) in its own process and in a run nested in `parent`; `jobs` processes at a time.
+    """Train each (step, seed) on the dataset, in its own process and in a run nested in `parent`; `jobs` at a time.
 
     Yields each outcome as soon as it is known. The processes report their epochs to `progress`; what they print is
     shown unless `quiet`. When the caller stops early, the processes that still train are terminated.
     """
     from joblib import Parallel, delayed
 
-    trainings = _Trainings(options, parent, split, progress, quiet)
+    trainings = _Trainings(options, parent, dataset, progress, quiet)
     try:
         # Threads, each waiting for one process: a pool of processes would break when one of them is killed.
         yield from Parallel(
@@ -87,14 +88,14 @@ def train(
 class _Trainings:
     """The training processes, and a way to stop all of them."""
 
-    def __init__(self, options: TrainOptions, parent: str, split: str, progress: Progress, quiet: bool):
-        self.options, self.parent, self.split, self.progress, self.quiet = options, parent, split, progress, quiet
+    def __init__(self, options: TrainOptions, parent: str, dataset: Dataset, progress: Progress, quiet: bool):
+        self.options, self.parent, self.dataset, self.progress, self.quiet = options, parent, dataset, progress, quiet
         self.lock, self.stopped = threading.Lock(), False
         self.processes: dict[subprocess.Popen[bytes], str] = {}  # and the run of each
 
     def train(self, step: str, seed: int) -> Outcome:
         name = task_name(step, seed)
-        run_id = runs.open_nested(self.parent, name)
+        run_id = runs.open_nested(self.parent, name, self.dataset)
         # Files, not pipes: a process that outlives this one can still print, and so closes its run in order.
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
             with self.lock:
@@ -118,7 +119,7 @@ class _Trainings:
             del self.processes[process]
         self.progress.end(name)
         if process.returncode == 0:
-            return Outcome.from_run(step, seed, run_id, self.split)
+            return Outcome.from_run(step, seed, run_id, self.dataset.split)
         if process.returncode < 0 or process.returncode > 128:
             number = -process.returncode if process.returncode < 0 else process.returncode - 128
             error, status = f"its process was ended by signal {number}", "KILLED"

@@ -17,8 +17,11 @@ MAX_BYTES = 100_000_000  # of a file; in a larger one PIL may search for a pictu
 INK_THRESHOLD = 0.04  # share of the strongest ink above which a pixel belongs to the digit
 
 
-def read_image(file: Path) -> np.ndarray:
+def read_image(file: Path, keep_framed: bool = False) -> np.ndarray:
     """Return the picture in the file in MNIST's format: uint8 (28, 28).
+
+    With `keep_framed`, a picture of 28×28 pixels stays as it is, in gray: models of data other than digits want images
+    like those that they learned from, which only the user has.
 
     Raises: PredictError, and whatever PIL raises for damaged or hostile files.
     """
@@ -38,6 +41,8 @@ def read_image(file: Path) -> np.ndarray:
         except UnidentifiedImageError:
             raise PredictError(f"cannot identify image file: it is none of {', '.join(FORMATS)}") from None
         ImageOps.exif_transpose(picture, in_place=True)
+        if keep_framed and picture.size == (28, 28):
+            return np.asarray(picture.convert("L"))
         return to_frame(picture)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -33,13 +34,15 @@ BATCH_SIZE = 256  # images per call of the model
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's two most probable digits for one file."""
+    """A model's two most probable classes for one file."""
 
     file: str
     digit: int
     probability: float
     second_digit: int
     second_probability: float
+    name: str  # of the first class: the digit itself, unless the model's data names its classes
+    second_name: str
 
 
 def find_images(path: str | Path) -> list[Path]:
@@ -102,8 +105,15 @@ def _registered_version(model_uri: str) -> ModelVersion | None:
     return client.get_model_version(name, *version) if version else None  # models:/m-… is not registered
 
 
-def predict(model: PyFuncModel, files: list[Path]) -> tuple[list[Prediction], np.ndarray, dict[str, str]]:
-    """Predict the digit in every file.
+def own_classes(model: PyFuncModel) -> list[str] | None:
+    """The names of the model's classes, if it learned from data of the user's own."""
+    return (model.metadata.metadata or {}).get("classes")  # see export.log_model
+
+
+def predict(
+    model: PyFuncModel, files: list[Path], classes: Sequence[str] | None = None
+) -> tuple[list[Prediction], np.ndarray, dict[str, str]]:
+    """Predict the digit in every file, or one of the classes of the user's own data (see `own_classes`).
 
     Returns: the predictions; the images as the model saw them, uint8 (N, 28, 28); and for each file that could not be
     read, by its name, the reason.
@@ -116,30 +126,41 @@ def predict(model: PyFuncModel, files: list[Path]) -> tuple[list[Prediction], np
             frames: dict[Path, np.ndarray] = {}
             for file in files[start : start + BATCH_SIZE]:
                 try:
-                    frames[file] = read_image(file)
+                    frames[file] = read_image(file, keep_framed=classes is not None)
                 except Exception as error:  # whatever is in one file, the others are predicted
                     refused[printable(str(file))] = printable(str(error) or type(error).__name__)
                 bar.update()
             if frames:
                 images.append(np.stack(list(frames.values())))
                 probabilities: np.ndarray = np.asarray(model.predict(images[-1]))  # (B, 10)
-                predictions += [_prediction(file, row) for file, row in zip(frames, probabilities, strict=True)]
+                answers = zip(frames, probabilities, strict=True)
+                predictions += [_prediction(file, row, classes or ()) for file, row in answers]
     return predictions, np.concatenate(images), refused
 
 
-def _prediction(file: Path, probabilities: np.ndarray) -> Prediction:
+def _prediction(file: Path, probabilities: np.ndarray, classes: Sequence[str]) -> Prediction:
     second, first = probabilities.argsort()[-2:].tolist()
-    return Prediction(printable(str(file)), first, float(probabilities[first]), second, float(probabilities[second]))
+    names = [*classes, *map(str, range(len(classes), len(probabilities)))]
+    return Prediction(
+        printable(str(file)),
+        first,
+        float(probabilities[first]),
+        second,
+        float(probabilities[second]),
+        names[first],
+        names[second],
+    )
 
 
 def table(predictions: list[Prediction], most: int = 100) -> str:
     """The predictions for the screen, one file per line; only the first `most` if there are more."""
+    named = any(row.name != str(row.digit) for row in predictions)
     rows = [
         {
             "file": row.file,
-            "digit": row.digit,
+            "class" if named else "digit": row.name if named else row.digit,
             "probability": format_probability(row.probability),
-            "second guess": f"{row.second_digit} ({format_probability(row.second_probability)})",
+            "second guess": f"{row.second_name} ({format_probability(row.second_probability)})",
         }
         for row in predictions[:most]
     ]

@@ -1,6 +1,7 @@
-"""MNIST and scikit-learn's digits as tensors in memory; a checksum is verified at every load."""
+"""Datasets as tensors in memory: MNIST and scikit-learn's digits, checked by SHA-256, and data of the user's own."""
 
 import hashlib
+import io
 import os
 import warnings
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
-from drilldown.choices import DATASETS
+from drilldown.choices import DATASETS, dataset_path
 from drilldown.errors import DataError, ParameterError, UnreachableDataError
+from drilldown.learning import idx, own_data
 from drilldown.learning.download import ensure_mnist
 
 FOLDER_VARIABLE = "DRILLDOWN_DATA"
@@ -39,15 +41,27 @@ class Dataset:
     Images are uint8 (N, 28, 28), white on black; labels are int64 (N,).
     """
 
-    name: str  # "mnist" or "digits"
+    name: str  # "mnist", "digits", or that of the user's folder or file
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
     digest: str  # the first 32 hexadecimal digits of a SHA-256 of the whole dataset
-    source: str  # address of the publisher
-    target_accuracy: float  # percent of the test images
+    source: str  # address of the publisher, or the path
+    location: str  # what `load` takes to load it again: "mnist", "digits" or the path
+    target_accuracy: float | None  # percent of the test images; None for data of the user's own
+    classes: tuple[str, ...] = tuple("0123456789")  # the name of each label, from 0 on
     split: str = "test"  # what test_images are: "test", or "validation" after hold_out()
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {len(self.train_images):,} images to train on, {len(self.test_images):,} {self.split} "
+            f"images, {len(self.classes)} classes, digest {self.digest}, from {self.location}"
+        )
+
+    def names(self, labels: Tensor) -> list[str]:
+        """The names of labels (N,), which a model may predict though the dataset has no such class."""
+        return [self.classes[label] if label < len(self.classes) else str(label) for label in labels.tolist()]
 
     def hold_out(self, count: int) -> "Dataset":
         """Return a dataset whose test images are the last `count` training images; without the real test images.
@@ -84,19 +98,21 @@ class Dataset:
         return float(mean / 255), float(np.sqrt(variance) / 255)
 
 
-def load(name: str = "auto", folder: str | Path | None = None) -> Dataset:
+def load(name: str | Path = "auto", folder: str | Path | None = None) -> Dataset:
     """Load a dataset into memory.
 
     Args:
         name: "mnist" (from disk, or else downloaded), "digits" (bundled with scikit-learn), or "auto": MNIST, or
-            digits with a warning when MNIST is not on disk and no mirror has it.
+            digits with a warning when MNIST is not on disk and no mirror has it. Anything else is the path of a folder
+            with four IDX files, or of an .npz file.
         folder: where MNIST is kept; default: the variable DRILLDOWN_DATA, or else the user's cache folder.
 
-    Raises: ParameterError for an unknown name or a path that cannot be a folder, DataError when the data cannot be had
-    or has a wrong checksum.
+    Raises: ParameterError for a path that cannot be what it is given as, DataError when the data cannot be had, has a
+    wrong checksum, or is not what it says.
     """
+    name = str(name)
     if name not in DATASETS:
-        raise ParameterError(f"dataset is {name!r}: it takes one of {', '.join(DATASETS)}")
+        return _own(dataset_path(name))
     if name == "digits":
         return _digits()
     try:
@@ -121,7 +137,7 @@ def _mnist(raw: Path) -> Dataset:
     tensors = []
     for file, expected in MNIST_SHA256.items():
         try:
-            content = bytearray((raw / file).read_bytes())
+            content = (raw / file).read_bytes()
         except OSError as error:
             raise DataError(f"data_dir: {raw / file} cannot be read ({error.strerror})") from error
         found = hashlib.sha256(content).hexdigest()
@@ -130,9 +146,8 @@ def _mnist(raw: Path) -> Dataset:
                 f"data_dir: {raw / file} is damaged: its SHA-256 is {found}, MNIST's is {expected}; "
                 "delete the file, and the next run downloads it again"
             )
-        # From the bytes that were checked: the file may change before a second read.
-        header, shape = (16, (-1, 28, 28)) if "images" in file else (8, (-1,))
-        tensors.append(torch.frombuffer(content, dtype=torch.uint8, offset=header).reshape(shape))
+        stream = io.BytesIO(content)  # the bytes that were checked: the file may change before a second read
+        tensors.append(torch.from_numpy(idx.read_values(stream, *idx.read_header(stream))))
     train_images, train_labels, test_images, test_labels = tensors
     return Dataset(
         name="mnist",
@@ -142,6 +157,7 @@ def _mnist(raw: Path) -> Dataset:
         test_labels=test_labels.long(),
         digest=hashlib.sha256("".join(MNIST_SHA256.values()).encode()).hexdigest()[:32],
         source=MNIST_SOURCE,
+        location="mnist",
         target_accuracy=99.4,
     )
 
@@ -172,5 +188,25 @@ def _digits() -> Dataset:
         test_labels=test_labels,
         digest=found[:32],
         source=DIGITS_SOURCE,
+        location="digits",
         target_accuracy=97.0,
+    )
+
+
+def _own(path: Path) -> Dataset:
+    """Load data of the user's own."""
+    own = own_data.read(path)
+    # Of the content of its IDX files, as MNIST's: the same images have the same digest in either format.
+    checksums = [hashlib.sha256(idx.encode(array)).hexdigest() for array in own.arrays]
+    return Dataset(
+        name=own.name,
+        train_images=torch.from_numpy(own.train_images),
+        train_labels=torch.from_numpy(own.train_labels).long(),
+        test_images=torch.from_numpy(own.test_images),
+        test_labels=torch.from_numpy(own.test_labels).long(),
+        digest=hashlib.sha256("".join(checksums).encode()).hexdigest()[:32],
+        source=path.as_uri(),
+        location=str(path),
+        target_accuracy=None,
+        classes=own.classes,
     )

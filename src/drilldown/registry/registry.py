@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+from drilldown.choices import DATASETS
 from drilldown.errors import ChampionError, ParameterError, RegistryError
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation
@@ -42,6 +43,24 @@ def model_name(dataset: str) -> str:
     return f"{dataset}{SUFFIX}"
 
 
+def dataset_location(name: str, version: str | None = None) -> str:
+    """Return what `data.load` takes to load the data that a version, or else the previous champion, was measured on.
+
+    Raises: ParameterError when there is no such registered model.
+    """
+    dataset = name.removesuffix("-cnn")
+    try:
+        MlflowClient().get_registered_model(name)
+    except MlflowException as error:
+        if dataset in DATASETS:
+            return dataset
+        raise ParameterError(
+            f"model is {name!r}: it takes a registered model, as mnist-cnn; the store says: {error.message}"
+        ) from None
+    found = versions(name).get(version) if version else previous_champion(name, get_champion(name))
+    return ours(found.tags).get("dataset.location", dataset) if found else dataset
+
+
 def register(
     model: ModelInfo,
     run_id: str,
@@ -66,6 +85,7 @@ def register(
     tags = {
         "step": step,
         "dataset.digest": dataset.digest,
+        "dataset.location": dataset.location,
         "parameters": f"{verdict.metrics['parameters']:.0f}",
         "min_accuracy_last_k": repr(verdict.metrics["min_accuracy_last_k"]),
         "test_accuracy": repr(evaluation.accuracy),

@@ -146,9 +146,15 @@ def steps(
 
 
 @_styled
-def confusion_matrix(counts: NDArray[Any], caption: Caption) -> Figure:
-    """Confusion matrix from counts (n, n): true digits down, predicted digits across. Colors show mistakes only."""
-    figure = _figure(5.1, caption)
+def confusion_matrix(counts: NDArray[Any], caption: Caption, classes: Sequence[str] = "0123456789") -> Figure:
+    """Confusion matrix from counts (10, 10): true classes down, predicted ones across. Colors show mistakes only.
+
+    With fewer than ten classes it shows those, and whatever else was predicted.
+    """
+    size = max(len(classes), *(int(axis.max()) + 1 for axis in counts.nonzero()))
+    counts, names = counts[:size, :size], [*classes, *map(str, range(len(classes), size))]
+    is_named = any(len(name) > 1 for name in names)
+    figure = _figure(6.3 if is_named else 5.1, caption)
     axes = figure.subplots()
     wrong = counts * ~np.eye(len(counts), dtype=bool)
     most = max(1, wrong.max())
@@ -156,8 +162,12 @@ def confusion_matrix(counts: NDArray[Any], caption: Caption) -> Figure:
     for row, column in np.argwhere(counts):
         color = GREY if row == column else "white" if wrong[row, column] > 0.7 * most else INK
         axes.text(column, row, str(counts[row, column]), color=color, ha="center", va="center")
-    digits, borders = range(len(counts)), np.arange(len(counts) + 1) - 0.5
-    axes.set(xlabel="predicted digit", ylabel="true digit", xticks=digits, yticks=digits)
+    places, borders = range(len(counts)), np.arange(len(counts) + 1) - 0.5
+    kind = "class" if is_named else "digit"
+    axes.set(xlabel=f"predicted {kind}", ylabel=f"true {kind}")
+    texts = [_fit(name, MAX_CLASS_NAME, 10) for name in names]
+    axes.set_yticks(places, texts, parse_math=False)
+    axes.set_xticks(places, texts, parse_math=False, **({"rotation": 40, "ha": "right"} if is_named else {}))
     axes.set_title(f"{wrong.sum():,} mistakes in {counts.sum():,} images: the darker, the more")
     axes.set_xticks(borders, minor=True)
     axes.set_yticks(borders, minor=True)
@@ -169,14 +179,16 @@ def confusion_matrix(counts: NDArray[Any], caption: Caption) -> Figure:
 
 def mistakes(
     images: NDArray[np.uint8],
-    labels: Sequence[int],
-    predictions: Sequence[int],
+    labels: Sequence[str],
+    predictions: Sequence[str],
     probabilities: Sequence[float],
     caption: Caption,
 ) -> Figure:
-    """Misclassified images (uint8 (N, 28, 28)), each with its label, the prediction and the probability."""
+    """Misclassified images (uint8 (N, 28, 28)), each with its class, the prediction and the probability."""
+    long = max(map(len, [*labels, *predictions]), default=0) > 3  # then both do not fit into one line
+    form = "{} →\n{} {}" if long else "{} → {}\n{}"
     texts = [
-        f"{label} → {prediction}\n{format_probability(probability)}"
+        form.format(label, prediction, format_probability(probability))
         for label, prediction, probability in zip(labels, predictions, probabilities, strict=True)
     ]
     return sheet(images, texts, caption, columns=8)

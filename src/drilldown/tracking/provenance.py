@@ -28,6 +28,7 @@ def fingerprint(
     """
     parts = {
         "step": step,
+        "dataset": dataset.name,  # its models are registered by it
         "recipe": asdict(recipe),
         "target": asdict(goal),
         "seed": seed,

@@ -17,7 +17,8 @@ from mlflow.models.model import ModelInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from drilldown import hardware, process
-from drilldown.errors import ParameterError, StoreError
+from drilldown.choices import DATASETS
+from drilldown.errors import DataError, ParameterError, StoreError
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation
 from drilldown.learning.recipe import Goal, Recipe
@@ -135,7 +136,8 @@ def log_start(
             "run.engine": engine,
         }
     )
-    set_tags({**packed("fingerprint", fingerprint), "machine": hardware.processor_name(device)})
+    tags = packed("fingerprint", fingerprint) | {"dataset.location": dataset.location}
+    set_tags({**tags, "machine": hardware.processor_name(device)})
     log_dataset(dataset)
     mlflow.log_text(export.layer_table(state.classifier.network), "model_summary.txt")
     mlflow.log_metric("parameters", state.classifier.num_parameters)
@@ -198,7 +200,7 @@ def resume_options(run_id: str, step: str, given: TrainOptions) -> TrainOptions:
     try:
         stored = {
             "seed": int(params["run.seed"]),
-            "dataset": params["run.dataset"],
+            "dataset": tags.get("dataset.location", params["run.dataset"]),
             "validation": int(params["run.validation"]),
             "device": params["run.device"],
             "threads": int(params["run.threads"]),
@@ -210,6 +212,8 @@ def resume_options(run_id: str, step: str, given: TrainOptions) -> TrainOptions:
         }
     except KeyError as missing:
         raise ParameterError(f"{refusal}that run ended before it had logged {missing}") from None
+    if given.dataset not in DATASETS:
+        stored["dataset"] = given.dataset  # it may lie elsewhere now: `check_fingerprint` compares the digest
     defaults = TrainOptions()
     for name, value in stored.items():
         if getattr(given, name) not in (getattr(defaults, name), value):
@@ -226,6 +230,13 @@ def check_fingerprint(run_id: str, fingerprint: Mapping[str, str]) -> None:
                 f"resume is {run_id!r}: it takes a run of the same code, recipe, data and versions, and that run's "
                 f"{name} is {tags.get(name)}, now it is {value}"
             )
+
+
+def check_dataset(run_id: str, dataset: Dataset) -> None:
+    """Raise DataError when the run was opened for other data: a file may change between two trainings of `repeat`."""
+    digest = ours(mlflow.get_run(run_id).data.tags).get("dataset.digest", dataset.digest)
+    if digest != dataset.digest:
+        raise DataError(f"dataset: {dataset.location} has changed: its digest was {digest} and is {dataset.digest}")
 
 
 def metric_names(split: str) -> dict[str, str]:
@@ -283,12 +294,12 @@ def _log_figures(history: Sequence[EpochMetrics], evaluation: Evaluation, goal: 
     wrong = every[:MAX_MISTAKES]
     mistakes = plots.mistakes(
         dataset.test_images[wrong].numpy(),
-        evaluation.labels[wrong].tolist(),
-        evaluation.predictions[wrong].tolist(),
+        dataset.names(evaluation.labels[wrong]),
+        dataset.names(evaluation.predictions[wrong]),
         evaluation.probabilities[wrong].amax(1).tolist(),
         caption(f"{len(wrong)} of {len(every):,} mistakes, most confident first"),
     )
-    matrix = plots.confusion_matrix(evaluation.confusion(), caption("confusion matrix"))
+    matrix = plots.confusion_matrix(evaluation.confusion(), caption("confusion matrix"), dataset.classes)
     mlflow.log_figure(plots.curves(history, goal.accuracy, caption("accuracy and loss"), split), "curves.png")
     mlflow.log_figure(matrix, "confusion_matrix.png")
     mlflow.log_figure(mistakes, "mistakes.png")
@@ -318,14 +329,18 @@ def log_comparison(
     mlflow.log_figure(figure, "compare.png")
 
 
-def open_nested(parent: str, name: str) -> str:
-    """Open a run under the parent, for another process to take over (by MLFLOW_RUN_ID); returns its id."""
+def open_nested(parent: str, name: str, dataset: Dataset) -> str:
+    """Open a run under the parent, for another process to take over (by MLFLOW_RUN_ID) and to train on the dataset.
+
+    Returns its id.
+    """
     client = mlflow.MlflowClient()
     found = client.get_run(parent)
     inherited = {
         key: value for key, value in found.data.tags.items() if key.startswith(("mlflow.source.", "mlflow.user"))
     }
-    tags = prefixed({**inherited, **_liveness(), "kind": "train", MLFLOW_PARENT_RUN_ID: parent})
+    kind = {"kind": "train"} | packed("fingerprint", {"dataset.digest": dataset.digest})
+    tags = prefixed({**inherited, **_liveness(), **kind, MLFLOW_PARENT_RUN_ID: parent})
     return str(client.create_run(found.info.experiment_id, tags=tags, run_name=name).info.run_id)
 
 

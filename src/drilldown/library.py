@@ -1,0 +1,106 @@
+"""What `import drilldown` gives: load data and steps, train, evaluate, load the champion, frame a picture.
+
+Nothing here writes to the tracking store. Errors are those of drilldown.errors, each with a message of one line.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from mlflow.pyfunc import PyFuncModel
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from drilldown.inference import framing, predict
+from drilldown.learning import data, train
+from drilldown.learning.classifier import Classifier
+from drilldown.learning.data import Dataset
+from drilldown.learning.evaluate import BATCH_SIZE, Evaluation
+from drilldown.learning.evaluate import evaluate as evaluate_classifier
+from drilldown.learning.recipe import Recipe
+from drilldown.learning.train import TrainState
+from drilldown.steps import load_step
+
+__all__ = ["Recipe", "evaluate", "fit", "frame", "load_champion", "load_data", "load_step"]
+
+
+def load_data(dataset: str | Path = "auto", folder: str | Path | None = None) -> Dataset:
+    """Load a dataset into memory: images uint8 (N, 28, 28), labels int64 (N,).
+
+    Args:
+        dataset: "mnist", "digits", or "auto", which is MNIST or else the digits; or the path of data of your own: a
+            folder with four IDX files, or an .npz file.
+        folder: where MNIST is kept; default: the variable DRILLDOWN_DATA, or else the user's cache folder.
+    """
+    return data.load(dataset, folder)
+
+
+def fit(
+    network: Callable[[], nn.Module],
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    engine: str = "auto",
+    threads: int | None = None,
+) -> TrainState:
+    """Train a new network by the recipe, to the same weights as a run of the command line with the same arguments.
+
+    Sets torch's seed, and makes torch deterministic.
+
+    Args:
+        network: creates the network, (N, 1, 28, 28) to logits (N, 10), as a class does.
+        recipe: how to train it; `dataclasses.replace(step.recipe, epochs=2)` changes a step's.
+        dataset: to train on its training images; the test images are only measured on, after each epoch.
+        seed: of all random numbers.
+        device: "cpu", "cuda", or "auto": CUDA if there is a device.
+        engine: "numba", "torch", or "auto": numba if network and device allow it.
+        threads: CPU threads; default: torch's.
+
+    Returns: the state after the last epoch: `history` has the metrics of each epoch, and `eval_model` is the classifier
+    with the weights that the command line would register.
+    """
+    selected = train.prepare(seed, device, threads)
+    state = train.init_state(network(), recipe, dataset, seed, selected)
+    for _ in train.fit(state, recipe, dataset, engine):
+        pass
+    return state
+
+
+def evaluate(model: Classifier | PyFuncModel, dataset: Dataset) -> Evaluation:
+    """Evaluate a model on the dataset's test images.
+
+    Args:
+        model: what `fit` trained (`eval_model`), or what `load_champion` or `mlflow.pyfunc.load_model` loaded.
+        dataset: `dataset.hold_out(5000)` has the last 5,000 training images as its test images.
+
+    Returns: accuracy (percent), loss (nats), probabilities, confusion matrix and mistakes.
+    """
+    images, labels = dataset.test_images, dataset.test_labels
+    if isinstance(model, Classifier):
+        device = model.mean.device
+        return evaluate_classifier(model, images.to(device), labels.to(device))
+    answers: list[np.ndarray] = [np.asarray(model.predict(batch.numpy())) for batch in images.split(BATCH_SIZE)]
+    probabilities = torch.from_numpy(np.concatenate(answers))
+    logs = probabilities.clamp_min(torch.finfo().tiny).log()  # the logarithm of 0 is not finite
+    return Evaluation(labels, probabilities, F.nll_loss(logs, labels).item())
+
+
+def load_champion(name: str = "mnist-cnn") -> PyFuncModel:
+    """Load the champion of a registered model, after a check that its files are those that were registered.
+
+    Its `predict` maps images uint8 (N, 28, 28), white on black, to probabilities float32 (N, 10). The store is that of
+    MLflow: `mlflow.set_tracking_uri`, the variable MLFLOW_TRACKING_URI, or mlflow.db in the working directory.
+    """
+    return predict.load(f"models:/{name}@champion")[0]
+
+
+def frame(picture: str | Path | Image.Image) -> np.ndarray:
+    """Bring a picture of one digit, or an image file, into MNIST's format: uint8 (28, 28), white on black.
+
+    The digit may have any size, place and color, dark on light or light on dark.
+    """
+    return framing.to_frame(picture) if isinstance(picture, Image.Image) else framing.read_image(Path(picture))
