@@ -23,8 +23,15 @@ BAD = [
     ("seed", "", "seed is '': it takes a whole number"),
     ("seed", "1.5", "seed is '1.5': it takes a whole number"),
     ("seed", "99999999999", "seed is 99999999999: it takes a whole number at least 0 and at most 4,294,967,295"),
-    ("dataset", "cifar", "'--dataset': 'cifar' is not one of 'auto', 'mnist', 'digits'"),
-    ("dataset", "", "'--dataset': '' is not one of 'auto', 'mnist', 'digits'"),
+    (
+        "dataset",
+        "cifar",
+        "dataset is 'cifar': it takes auto, mnist, digits, or the path of a folder with IDX files or of",
+    ),
+    ("dataset", "~nobody/x", "dataset is '~nobody/x': it takes auto, mnist, digits, or the path of"),
+    ("dataset", "/" + "x" * 300, "it takes auto, mnist, digits, or the path of a folder"),
+    ("dataset", "", "dataset is '': it takes auto, mnist, digits, or the path of a folder"),
+    ("dataset", " ", "dataset is ' ': it takes auto, mnist, digits, or the path of a folder"),
     ("device", "tpu", "'--device': 'tpu' is not one of 'auto', 'cpu', 'cuda'"),
     ("epochs", "0", "epochs is 0: it takes a whole number at least 1"),
     ("epochs", "-3", "epochs is -3: it takes a whole number at least 1"),
@@ -83,9 +90,12 @@ def test_a_bad_value(name, value, message, capsys, store):
             ["all", "--validation", "100"],
             "validation is no parameter of all: it takes seed, reuse, experiment, ",
         ),
-        (["compare", "--dataset", "letters"], "'letters' is not one of"),
+        (["compare", "--dataset", "/"], "dataset is '/': it takes auto, or the name of a dataset"),
         (["promote"], "Missing option '--version'"),
-        (["promote", "--version", "1", "--model", "letters-cnn"], "'letters-cnn' is not one of"),
+        (
+            ["promote", "--version", "1", "--dataset", "letters"],
+            "dataset is 'letters': it takes auto, mnist, digits, or",
+        ),
         (["promote", "--version", "1", "--force", "maybe"], "'maybe' is not a valid boolean"),
     ],
 )
@@ -221,6 +231,7 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
 def test_a_predict_that_can_read_nothing_is_a_failed_run(store, tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.png").write_text("not a picture")
     monkeypatch.setattr(workflow.predict, "load", lambda _: (None, {}))
+    monkeypatch.setattr(workflow.predict, "own_classes", lambda _: None)
     with pytest.raises(SystemExit) as stopped:
         __main__.main(["predict", "--images", str(tmp_path)])
     printed = capsys.readouterr().err
@@ -235,7 +246,12 @@ def test_a_change_of_champion_that_cannot_be_is_a_failed_run(store, capsys):
     assert (code, line) == (2, "version is '3': it takes a version of digits-cnn, which has none")
     code, line = refused(capsys, "rollback", "--model", "digits-cnn")
     assert (code, line) == (1, "digits-cnn has no version yet: a run that passes the gate registers one")
-    assert run_status(store) == [("rollback digits-cnn", "FAILED"), ("promote digits-cnn", "FAILED")]
+    code, line = refused(capsys, "promote", "--version", "1", "--model", "letters-cnn")
+    assert code == 2
+    assert line.startswith("model is 'letters-cnn': it takes a registered model, as mnist-cnn; the store says: ")
+    assert run_status(store) == [
+        ("promote letters-cnn", "FAILED"), ("rollback digits-cnn", "FAILED"), ("promote digits-cnn", "FAILED"),
+    ]  # fmt: skip
 
 
 @pytest.fixture
@@ -310,7 +326,9 @@ def test_nothing_to_compare_is_a_failed_run(store, capsys):
         "dataset is 'mnist': no finished run to compare in the experiment Default; train a step, or look into another "
         "experiment: all, Default",
     )
-    assert run_status(store) == [("compare", "FAILED")]
+    code, line = refused(capsys, "compare", "--dataset", "it's/My Letters.npz")
+    assert line.startswith("dataset is 'my-letters': no finished run to compare in the experiment Default")
+    assert run_status(store) == [("compare", "FAILED")] * 2
 
 
 @pytest.mark.parametrize("command", ["compare", "all", "repeat", "status", "record --step step2"])

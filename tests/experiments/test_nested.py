@@ -63,7 +63,7 @@ class Seen:
 
 
 def test_a_process_gets_its_options_its_run_and_the_import_path_and_its_last_line_is_the_error(
-    store, monkeypatch, tmp_path
+    store, digits, monkeypatch, tmp_path
 ):
     started = []
 
@@ -84,7 +84,7 @@ def test_a_process_gets_its_options_its_run_and_the_import_path_and_its_last_lin
     monkeypatch.setenv("MNIST_MIRROR", "a mirror")
     options = TrainOptions(seed=9, dataset="digits", epochs=3)
     parent, progress = store.create_run("0").info.run_id, Seen()
-    (outcome,) = nested.train([("step2", 5)], options, jobs=2, parent=parent, split="test", progress=progress)
+    (outcome,) = nested.train([("step2", 5)], options, jobs=2, parent=parent, dataset=digits, progress=progress)
     assert progress.seen == [("step2 seed 5", 0), ("step2 seed 5", 1), ("step2 seed 5", 2), "end of step2 seed 5"]
     assert (outcome.step, outcome.seed, outcome.error) == ("step2", 5, "lr is 0")
     ((command, settings),) = started
@@ -101,6 +101,7 @@ def test_a_process_gets_its_options_its_run_and_the_import_path_and_its_last_lin
     run = store.get_run(outcome.run_id)
     assert (run.info.status, run.info.run_name) == ("FAILED", "step2 seed 5")
     assert ours(run.data.tags)["error"] == "lr is 0"
+    assert ours(run.data.tags)["dataset.digest"] == digits.digest  # by which the process sees that the data changed
 
 
 def children(pid):

@@ -33,7 +33,10 @@ def test_each_answer_belongs_to_its_file_and_unreadable_files_are_named(tmp_path
 
 
 def test_table_for_the_screen():
-    rows = [predict.Prediction(f"{number:03}.png", number % 10, 0.9, 3, 0.05) for number in range(120)]
+    rows = [
+        predict.Prediction(f"{number:03}.png", number % 10, 0.9, 3, 0.05, str(number % 10), "3")
+        for number in range(120)
+    ]
     lines = predict.table(rows[:2]).splitlines()
     assert lines[1:] == ["000.png      0      90.00 %    3 (5.00 %)", "001.png      1      90.00 %    3 (5.00 %)"]
     assert lines[0].split("  ")[0].strip() == "file"
@@ -42,6 +45,26 @@ def test_table_for_the_screen():
     many = predict.table(rows).splitlines()
     assert len(many) == 102
     assert many[-1] == "… and 20 more, in predictions.csv"
+
+
+def test_a_model_of_other_data_answers_with_its_classes_and_sees_its_own_size_as_it_is(tmp_path, digits):
+    rows = []
+    for number in range(3):
+        image = digits.test_images[number].clone()
+        image[0] = 255  # framing would crop or invert it
+        Image.fromarray(image.numpy()).save(tmp_path / f"{number}.png")
+        rows.append(image.numpy())
+    Image.fromarray(rows[0]).resize((56, 56)).save(tmp_path / "large.png")
+    names = [f"class {number}" for number in range(8)]
+    predictions, images, refused = predict.predict(Brightest(), predict.find_images(tmp_path), names)
+    assert refused == {}
+    assert (images[:3] == rows).all()
+    assert (images[3] != rows[0]).any()
+    assert {(row.digit, row.name) for row in predictions} == {(7, "class 7")}
+    assert predictions[0].second_name == "9"  # the network has ten outputs
+    lines = predict.table(predictions).splitlines()
+    assert lines[0].split()[1] == "class"
+    assert "  class 7  " in lines[1]
 
 
 def test_no_image_to_predict(tmp_path):

@@ -124,7 +124,9 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_an_unknown_dataset():
-    with pytest.raises(ValueError, match="dataset is 'cifar': it takes one of auto, mnist, digits"):
+    with pytest.raises(
+        ValueError, match="dataset is '.*/cifar': it takes auto, mnist, digits, or the path of a folder"
+    ):
         data.load("cifar")
 
 

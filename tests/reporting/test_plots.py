@@ -241,10 +241,45 @@ def test_the_confusion_matrix_shows_every_count_and_colors_mistakes(share):
     assert axes.get_title("left").startswith(f"{wrong:,} mistakes in {counts.sum():,} images")
 
 
+def test_the_confusion_matrix_has_the_classes_names_and_no_empty_rows():
+    counts = np.zeros((10, 10), int)
+    counts[:3, :3] = 7
+    names = ("shirt", "ankle boot", "bag")
+    for predicted, expected in ((2, [*names]), (4, [*names, "3", "4"])):
+        counts[0, predicted] = 1
+        figure = plots.confusion_matrix(counts, CAPTION, names)
+        draw(figure)
+        (axes,) = figure.axes
+        assert [text.get_text() for text in axes.get_yticklabels()] == expected
+        assert [text.get_text() for text in axes.get_xticklabels()] == expected
+        assert axes.images[0].get_array().shape == (len(expected), len(expected))
+        assert axes.get_xlabel() == "predicted class"
+
+
+@pytest.mark.parametrize("length", [1, 12, 40])
+def test_names_of_classes_fit(length):
+    names = [letter * length for letter in "WabcdefghX"]
+    counts = np.full((10, 10), 1234)
+    figure = plots.confusion_matrix(counts, CAPTION, names)
+    draw(figure)
+    (axes,) = figure.axes
+    assert axes.get_window_extent().width > 0.6 * figure.bbox.width
+    assert axes.get_yticklabels()[9].get_text().startswith("X")
+    figure = plots.mistakes(np.zeros((9, 28, 28), np.uint8), names[:9], names[1:], [0.75] * 9, CAPTION)
+    draw(figure)
+    assert len(figure.axes[0].texts) == 9
+
+
+def test_mistakes_with_names():
+    figure = plots.mistakes(np.zeros((1, 28, 28), np.uint8), ["boot"], ["shoe"], [0.75], CAPTION)
+    draw(figure)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["boot →\nshoe 75.00 %"]
+
+
 @pytest.mark.parametrize("count", [0, 3, 8, 40])
 def test_mistakes(count):
     images = np.arange(count, dtype=np.uint8)[:, None, None] * np.ones((28, 28), np.uint8) + 1
-    figure = plots.mistakes(images, [4] * count, [9] * count, np.linspace(1 - 1e-6, 0.5, count).tolist(), CAPTION)
+    figure = plots.mistakes(images, ["4"] * count, ["9"] * count, np.linspace(1 - 1e-6, 0.5, count).tolist(), CAPTION)
     draw(figure)
     (axes,) = figure.axes
     mosaic = axes.images[0].get_array()

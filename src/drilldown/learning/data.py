@@ -205,7 +205,7 @@ def _own(path: Path) -> Dataset:
         test_images=torch.from_numpy(own.test_images),
         test_labels=torch.from_numpy(own.test_labels).long(),
         digest=hashlib.sha256("".join(checksums).encode()).hexdigest()[:32],
-        source=path.as_uri(),
+        source=str(path),
         location=str(path),
         target_accuracy=None,
         classes=own.classes,

@@ -25,7 +25,7 @@ CLASSES_FILE = "classes.txt"
 
 PARTS = (("train", "images"), ("train", "labels"), ("t10k", "images"), ("t10k", "labels"))
 # MNIST's names, also with a dot, a prefix or an ending as KMNIST, QMNIST and others have it.
-FILE = re.compile(r"(?:\w+-)?(train|t10k|test)-(images|labels)[-.]idx\d-(?:ubyte|int)(?:\.gz)?", re.I)
+FILE = re.compile(r"(?:[\w-]+-)?(train|t10k|test)-(images|labels)[-.]idx\d-(?:ubyte|int)(?:\.gz)?", re.I)
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")  # Keras'
 QMNIST_COLUMNS = 8  # QMNIST's labels say where a digit comes from, too; the first column is the class
 
@@ -84,11 +84,11 @@ def read(path: Path) -> OwnData:
 
 
 def _read_folder(folder: Path) -> tuple[list[np.ndarray], Sequence[str]]:
-    arrays = []
-    for part, file in _find_files(folder).items():
+    arrays, files = [], _find_files(folder)
+    for part, file in files.items():
         with _explain(file), gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as stream:
             arrays.append(_read_idx(stream, part[1]))  # type: ignore[arg-type]  # a GzipFile is a BinaryIO in all but name
-    classes = folder / CLASSES_FILE
+    classes = files["train", "images"].with_name(CLASSES_FILE)
     if not classes.exists():
         return arrays, ()
     with _explain(classes), classes.open("rb") as stream:

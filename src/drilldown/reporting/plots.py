@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 WIDTH, HEADING, DPI = 5.8, 0.56, 144  # inches of a figure and of its caption, dots per inch: 835 pixels wide
+MAX_CLASS_NAME = 90  # points; a longer name of a class is cut
 INK, GREY, PALE = "#222222", "#666666", "#dddddd"
 # Okabe and Ito's colors (2008), which the color-blind can tell apart; without the yellow, which is too pale on white.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")

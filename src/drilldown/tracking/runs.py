@@ -153,12 +153,15 @@ def log_dataset(dataset: Dataset) -> None:
 def _entry(dataset: Dataset, context: str) -> NumpyDataset:
     """The training images, or those of the dataset's split, as MLflow describes them."""
     from mlflow.data.numpy_dataset import from_numpy
+    from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # it is made at run time
 
+    # Given a path as text, MLflow warns that it could be several kinds of source.
+    source = dataset.source if dataset.location in DATASETS else LocalArtifactDatasetSource(dataset.source)
     is_training = context == "training"
     return from_numpy(
         (dataset.train_images if is_training else dataset.test_images).numpy(),
         targets=(dataset.train_labels if is_training else dataset.test_labels).numpy(),
-        source=dataset.source,
+        source=source,
         name=f"{dataset.name} {context}",
         digest=dataset.digest,  # of the whole dataset: MLflow's own covers the first 10,000 values
     )
