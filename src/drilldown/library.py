@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from drilldown.errors import ParameterError
 from drilldown.inference import framing, predict
 from drilldown.learning import data, train
 from drilldown.learning.classifier import Classifier
@@ -60,13 +61,20 @@ def fit(
         engine: "numba", "torch", or "auto": numba if network and device allow it.
         threads: CPU threads; default: torch's.
 
+    Raises: ParameterError for an argument out of its bounds, DivergedError when the loss is not finite.
+
     Returns: the state after the last epoch: `history` has the metrics of each epoch, and `eval_model` is the classifier
-    with the weights that the command line would register.
+    with the weights that the command line would register, in evaluation mode.
     """
+    if isinstance(network, nn.Module):  # its weights were drawn before the seed was set
+        raise ParameterError(
+            f"network is a {type(network).__name__}: it takes a class or a function that creates a network"
+        )
     selected = train.prepare(seed, device, threads)
     state = train.init_state(network(), recipe, dataset, seed, selected)
     for _ in train.fit(state, recipe, dataset, engine):
         pass
+    state.eval_model.eval()
     return state
 
 

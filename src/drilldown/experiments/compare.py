@@ -45,9 +45,9 @@ class Entry:
 
 
 def newest(dataset: str, experiments: Collection[str]) -> Run | None:
-    """The newest finished run on the dataset in these experiments; "auto" is MNIST if it has a run, else the digits."""
+    """The newest finished run on the dataset in these experiments; "auto" is MNIST, or else the digits, or else any."""
     if dataset == "auto":
-        return newest("mnist", experiments) or newest("digits", experiments)
+        return newest("mnist", experiments) or newest("digits", experiments) or newest("", experiments)
     return next(iter(finished_runs(experiments, dataset=dataset)), None)
 
 
