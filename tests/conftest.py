@@ -31,6 +31,7 @@ SLOWEST = (
     "test_lifecycle",
     "test_side_by_side",
     "test_nested",
+    "test_own_data",
     "test_registry",
     "test_hints",
 )

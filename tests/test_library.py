@@ -14,7 +14,7 @@ from PIL import Image
 
 import drilldown
 from drilldown import __main__
-from drilldown.errors import ParameterError
+from drilldown.errors import ParameterError, StepError
 from drilldown.steps import ROOT
 from tests.support.networks import SMALL_RECIPE, SmallNetwork
 from tests.support.registered import register, verify_in_process
@@ -101,6 +101,11 @@ def test_probabilities_of_zero_have_a_finite_loss(digits):
 def test_a_champion_that_is_not_there(store):
     with pytest.raises(ParameterError, match="model is 'models:/letters-cnn@champion': it takes the URI of a model"):
         drilldown.load_champion("letters-cnn")
+
+
+def test_a_step_that_is_not_there():
+    with pytest.raises(StepError, match="step is 'step9': it takes one of step1, step2, step3, step4"):
+        drilldown.load_step("step9")
 
 
 def test_every_name_is_documented_and_typed():

@@ -108,24 +108,13 @@ def test_a_whole_lifecycle(store, folder, arrays, run, refused, tmp_path):
     gone = f"dataset is not given, and {folder}, on which {name} was measured, is gone: it takes the path"
     assert refused("rollback", "--model", name).startswith(gone)
     assert refused("promote", "--version", "1", "--model", name).startswith(gone)
+    unknown = refused("promote", "--version", "3", "--model", name, "--dataset", moved)
+    assert unknown == f"version is '3': it takes a version of {name}, which has 1, 2"
     other = "was measured on other data than this: its dataset digest is"
     assert other in refused("rollback", "--model", name, "--dataset", "digits")
     assert f"{name} version 1 is champion" in run("rollback", "--model", name, "--dataset", moved)
     moved.rename(folder)
     assert f"{name} version 2 is champion" in run("promote", "--version", "2", "--model", name)
-
-
-def test_other_data_of_the_same_name_stays_apart(store, arrays, run, monkeypatch, tmp_path):
-    verify_in_process(monkeypatch)
-    for number, change in enumerate((1, 2)):
-        altered = {**arrays, "x_test": arrays["x_test"] ^ np.uint8(change)}
-        (tmp_path / str(number)).mkdir()
-        write_npz(tmp_path / str(number) / "letters.npz", altered)
-    run("step4", "--dataset", tmp_path / "0" / "letters.npz", *SHORT)
-    second = run("step4", "--dataset", tmp_path / "1" / "letters.npz", *SHORT)
-    assert "registered letters-cnn version 2 as challenger: version 1 stays champion, uncompared" in second
-    assert "version 1 was measured on other data than this" in second
-    assert aliases(store, "letters-cnn") == {"challenger": "2", "champion": "1"}
 
 
 @pytest.mark.parametrize("command", ["step4", "repeat", "all"])

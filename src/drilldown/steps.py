@@ -33,8 +33,10 @@ class Step:
 def load_step(name: str) -> Step:
     """Load a step from its file, from any working directory; a file that cannot be imported raises its own error.
 
-    Raises StepError when the file does not declare what a step consists of.
+    Raises StepError when there is no such file, or when it does not declare what a step consists of.
     """
+    if not (FOLDER / f"{name}.py").is_file():
+        raise StepError(f"step is {name!r}: it takes one of {', '.join(STEP_NAMES)}")
     module = _import(name)
     for attribute, is_declared, example in (
         ("Network", callable, "class Network(nn.Module)"),

@@ -111,7 +111,7 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
             f"{name}, seed {options.seed}: {state.classifier.num_parameters:,} parameters, {dataset.name}, "
             f"{recipe.epochs} epochs on {device.type}"
         )
-        if dataset.location not in DATASETS:
+        if dataset.is_own:
             click.echo(dataset)
         if acceleration.reason:
             click.echo(f"engine: torch, because {acceleration.reason}")

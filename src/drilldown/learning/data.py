@@ -53,6 +53,11 @@ class Dataset:
     classes: tuple[str, ...] = tuple("0123456789")  # the name of each label, from 0 on
     split: str = "test"  # what test_images are: "test", or "validation" after hold_out()
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is data of the user's own."""
+        return self.location not in DATASETS
+
     def __str__(self) -> str:
         return (
             f"{self.name}: {len(self.train_images):,} images to train on, {len(self.test_images):,} {self.split} "

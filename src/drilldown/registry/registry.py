@@ -57,8 +57,11 @@ def dataset_location(name: str, version: str | None = None) -> str:
         raise ParameterError(
             f"model is {name!r}: it takes a registered model, as mnist-cnn; the store says: {error.message}"
         ) from None
-    found = versions(name).get(version) if version else previous_champion(name, get_champion(name))
-    return ours(found.tags).get("dataset.location", dataset) if found else dataset
+    existing = versions(name)
+    chosen = existing.get(version) if version else previous_champion(name, get_champion(name))
+    if chosen is None:  # the caller says so; it needs the data for that, too
+        chosen = max(existing.values(), key=lambda found: int(found.version), default=None)
+    return ours(chosen.tags).get("dataset.location", dataset) if chosen else dataset
 
 
 def register(

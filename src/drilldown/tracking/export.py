@@ -12,7 +12,6 @@ from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import Schema, TensorSpec
 
-from drilldown.choices import DATASETS
 from drilldown.learning.classifier import Classifier
 from drilldown.learning.data import Dataset
 from drilldown.steps import ROOT
@@ -35,7 +34,7 @@ def log_model(classifier: Classifier, dataset: Dataset, name: str) -> ModelInfo:
         signature=SIGNATURE,
         input_example=dataset.test_images[:2].numpy(),  # of one image, MLflow would fix the number at one
         pip_requirements=model_requirements(),
-        metadata=None if dataset.location in DATASETS else {"dataset": dataset.name, "classes": [*dataset.classes]},
+        metadata={"dataset": dataset.name, "classes": [*dataset.classes]} if dataset.is_own else None,
     )
 
 

@@ -156,7 +156,7 @@ def _entry(dataset: Dataset, context: str) -> NumpyDataset:
     from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # it is made at run time
 
     # Given a path as text, MLflow warns that it could be several kinds of source.
-    source = dataset.source if dataset.location in DATASETS else LocalArtifactDatasetSource(dataset.source)
+    source = LocalArtifactDatasetSource(dataset.source) if dataset.is_own else dataset.source
     is_training = context == "training"
     return from_numpy(
         (dataset.train_images if is_training else dataset.test_images).numpy(),
