@@ -89,7 +89,7 @@ def _read_folder(folder: Path) -> tuple[list[np.ndarray], Sequence[str]]:
         with _explain(file), gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as stream:
             arrays.append(_read_idx(stream, part[1]))  # type: ignore[arg-type]  # a GzipFile is a BinaryIO in all but name
     classes = files["train", "images"].with_name(CLASSES_FILE)
-    if not classes.exists():
+    if not classes.is_file():
         return arrays, ()
     with _explain(classes), classes.open("rb") as stream:
         content = stream.read(MAX_CLASSES_FILE).decode("utf-8-sig")
