@@ -273,7 +273,7 @@ def test_names_of_classes_fit(length):
 def test_mistakes_with_names():
     figure = plots.mistakes(np.zeros((1, 28, 28), np.uint8), ["boot"], ["shoe"], [0.75], CAPTION)
     draw(figure)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["boot →\nshoe 75.00 %"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["boot →\nshoe\n75.00 %"]
 
 
 @pytest.mark.parametrize("count", [0, 3, 8, 40])

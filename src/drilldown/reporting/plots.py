@@ -168,7 +168,7 @@ def confusion_matrix(counts: NDArray[Any], caption: Caption, classes: Sequence[s
     axes.set(xlabel=f"predicted {kind}", ylabel=f"true {kind}")
     texts = [_fit(name, MAX_CLASS_NAME, 10) for name in names]
     axes.set_yticks(places, texts, parse_math=False)
-    axes.set_xticks(places, texts, parse_math=False, **({"rotation": 40, "ha": "right"} if is_named else {}))
+    axes.set_xticks(places, texts, parse_math=False, rotation=90 if is_named else 0)
     axes.set_title(f"{wrong.sum():,} mistakes in {counts.sum():,} images: the darker, the more")
     axes.set_xticks(borders, minor=True)
     axes.set_yticks(borders, minor=True)
@@ -187,19 +187,21 @@ def mistakes(
 ) -> Figure:
     """Misclassified images (uint8 (N, 28, 28)), each with its class, the prediction and the probability."""
     long = max(map(len, [*labels, *predictions]), default=0) > 3  # then both do not fit into one line
-    form = "{} →\n{} {}" if long else "{} → {}\n{}"
+    form = "{} →\n{}\n{}" if long else "{} → {}\n{}"
     texts = [
         form.format(label, prediction, format_probability(probability))
         for label, prediction, probability in zip(labels, predictions, probabilities, strict=True)
     ]
-    return sheet(images, texts, caption, columns=8)
+    return sheet(images, texts, caption, columns=6 if long else 8)
 
 
 @_styled
 def sheet(images: NDArray[np.uint8], texts: Sequence[str], caption: Caption, columns: int = 6) -> Figure:
-    """Contact sheet: images (uint8 (N, 28, 28)), each with a text of two lines below it."""
+    """Contact sheet: images (uint8 (N, 28, 28)), each with a text of a few lines below it."""
     rows = max(1, -(-len(images) // columns))
-    gap, text_height = 3, round(2.3 * columns)  # in pixels of the images, which are smaller the more columns there are
+    lines = max([2, *(text.count("\n") + 1 for text in texts)])
+    # In pixels of the images, which are smaller the more columns there are.
+    gap, text_height = 3, round(1.15 * lines * columns)
     height, width = 28 + gap + text_height, 28 + 2 * gap
     inches = WIDTH / (columns * width)  # per pixel
     mosaic = np.zeros((rows, height, columns, width), np.uint8)  # one picture is drawn faster than many
@@ -361,11 +363,11 @@ def _fit(text: str, width: float, size: float, weight: str = "normal", keep_end:
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties(weight=weight)))
-    font.set_size(size, 72)
+    font.set_size(size, DPI)  # widths are rounded to pixels
     whole = fitted = "".join(character if font.get_char_index(ord(character)) else "?" for character in text)
     for length in range(len(whole) - 1, 0, -1):
         font.set_text(fitted)
-        if font.get_width_height()[0] <= 64 * width:
+        if font.get_width_height()[0] <= 64 * width * DPI / 72:
             break
         fitted = f"…{whole[-length:]}" if keep_end else f"{whole[:length]}…"
     return fitted
