@@ -59,7 +59,8 @@ def aliases(store, name):
     return {alias: str(version) for alias, version in store.get_registered_model(name).aliases.items()}
 
 
-def test_a_whole_lifecycle(store, folder, arrays, run, refused, tmp_path):
+def test_a_whole_lifecycle(store, folder, arrays, run, refused, monkeypatch, tmp_path):
+    verify_in_process(monkeypatch)
     name = "mirror-writing-cnn"
     first = run("step4", "--dataset", folder, *SHORT, "--lr", "0.001")
     assert "mirror-writing: 1,437 images to train on, 360 test images, 10 classes, digest " in first
@@ -108,8 +109,8 @@ def test_a_whole_lifecycle(store, folder, arrays, run, refused, tmp_path):
     gone = f"dataset is not given, and {folder}, on which {name} was measured, is gone: it takes the path"
     assert refused("rollback", "--model", name).startswith(gone)
     assert refused("promote", "--version", "1", "--model", name).startswith(gone)
-    unknown = refused("promote", "--version", "3", "--model", name, "--dataset", moved)
-    assert unknown == f"version is '3': it takes a version of {name}, which has 1, 2"
+    unknown = refused("promote", "--version", "9", "--model", name, "--dataset", moved)
+    assert unknown == f"version is '9': it takes a version of {name}, which has 1, 2, 3"
     other = "was measured on other data than this: its dataset digest is"
     assert other in refused("rollback", "--model", name, "--dataset", "digits")
     assert f"{name} version 1 is champion" in run("rollback", "--model", name, "--dataset", moved)
