@@ -40,7 +40,7 @@ def test_table_for_the_screen():
     lines = predict.table(rows[:2]).splitlines()
     assert lines[1:] == ["000.png      0      90.00 %    3 (5.00 %)", "001.png      1      90.00 %    3 (5.00 %)"]
     assert lines[0].split("  ")[0].strip() == "file"
-    certain = predict.table([predict.Prediction("0.png", 0, 1 - 1e-7, 3, 1e-7)])
+    certain = predict.table([predict.Prediction("0.png", 0, 1 - 1e-7, 3, 1e-7, "0", "3")])
     assert certain.splitlines()[1] == "0.png      0    > 99.99 %  3 (< 0.01 %)"
     many = predict.table(rows).splitlines()
     assert len(many) == 102
