@@ -99,7 +99,7 @@ def test_probabilities_of_zero_have_a_finite_loss(digits):
 
 
 def test_a_champion_that_is_not_there(store):
-    with pytest.raises(ParameterError, match="model is 'models:/letters-cnn@champion': it takes the URI of a model"):
+    with pytest.raises(ParameterError, match="model is 'models:/letters-cnn@champion': letters-cnn has no champion; "):
         drilldown.load_champion("letters-cnn")
 
 

@@ -186,7 +186,7 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
         model = runs.log_end(state, evaluation, verdict, goal, dataset, text, f"{step.name}-seed{seed}")
         click.echo(report.verdict_lines(verdict))
         files = ("report.md", "curves.png", "mistakes.png")
-        comparison = _comparison(split)
+        comparison = _comparison(dataset)
         if not verdict.passed:
             click.echo("nothing registered")
             _say(invocation.next_steps(files, comparison))
@@ -201,12 +201,14 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
 def _use(model: str) -> list[str]:
     """How to use the model's champion."""
     given = {} if model == DEFAULT_MODEL else {"model": f"models:/{model}@champion"}
-    return [invocation.serve_command(model), invocation.command("predict", images=os.path.relpath(IMAGES), **given)]
+    images = os.path.relpath(IMAGES) if model.removesuffix("-cnn") in DATASETS else "PICTURES"  # of the user's own data
+    return [invocation.serve_command(model), invocation.command("predict", images=images, **given)]
 
 
-def _comparison(split: str) -> list[str]:
+def _comparison(dataset: data.Dataset) -> list[str]:
     """How to compare a run with others, if it was measured on the test images."""
-    return [invocation.command("compare")] if split == "test" else []
+    given = {"dataset": dataset.name} if dataset.is_own else {}
+    return [invocation.command("compare", **given)] if dataset.split == "test" else []
 
 
 def _say(text: str) -> None:
@@ -232,7 +234,7 @@ def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: 
         figure = plots.seeds(curves, goal.accuracy, repeat.caption(summary, dataset, parent), dataset.split, goal.last)
         runs.log_repeat(summary.as_dict(), summary.metrics(), figure)
         click.echo(repeat.summary_lines(summary))
-        _say(invocation.next_steps(("seeds.png", "repeat.json"), _comparison(dataset.split)))
+        _say(invocation.next_steps(("seeds.png", "repeat.json"), _comparison(dataset)))
         nested.check(outcomes)
 
 

@@ -48,7 +48,7 @@ def explain_no_champion(name: str, choose: Callable[[str], str]) -> str:
     others = [other for other in models_with_a_champion() if other.endswith(SUFFIX)]
     there = "".join(f"{other} has one: {choose(other)}; " for other in others[:1])
     dataset = name.removesuffix(SUFFIX)
-    wanted = {"dataset": dataset} if dataset in DATASETS else {}
+    wanted = {"dataset": dataset} if dataset in DATASETS else {"dataset": "PATH", "target": "PERCENT"}
     return f"{name} has no champion; {there}to train one: {invocation.command('step4', **wanted)}"
 
 
