@@ -1,5 +1,6 @@
 """Data of the user's own goes through the whole lifecycle, and is never mixed with other data."""
 
+import re
 import shutil
 
 import mlflow
@@ -75,7 +76,7 @@ def test_a_whole_lifecycle(store, folder, arrays, run, refused, monkeypatch, tmp
         "step4", "--dataset", "digits", *SHORT
     )
     assert aliases(store, name) == {"challenger": "2", "champion": "2"}
-    assert "step4: 7,364 parameters" in run("compare", "--dataset", "mirror-writing")
+    assert re.search(r"^step4 +7,364 ", run("compare", "--dataset", "mirror-writing"), flags=re.M)
     compared = store.search_runs(["0"])[0]
     assert ours(compared.data.tags)["compare"] == "mirror-writing"
     done = run("repeat", "--seeds", "2", "--dataset", folder, *SHORT)
@@ -93,7 +94,7 @@ def test_a_whole_lifecycle(store, folder, arrays, run, refused, monkeypatch, tmp
         Image.fromarray(arrays["x_test"][number]).save(pictures / f"{number}.png")
     answers = [
         line.split()[1]
-        for line in run("predict", "--images", pictures, "--model", f"models:/{name}@champion").splitlines()
+        for line in run("predict", "--images", pictures, "--model", f"models:/{name}@champion").splitlines()[:9]
     ]
     assert answers[0] == "class"
     expected = [NAMES[label] for label in arrays["y_test"][:8]]
