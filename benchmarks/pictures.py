@@ -26,13 +26,17 @@ OUTLINES: dict[int, tuple[tuple[tuple[tuple[float, float], ...], ...], ...]] = {
         (((0.4, 0), (0.1, 0.6)), ((0.1, 0.6), (0.9, 0.6)), ((0.7, 0.25), (0.65, 1))),
         (((0.65, 0), (0.1, 0.65)), ((0.1, 0.65), (0.9, 0.65)), ((0.65, 0), (0.62, 1))),
     ),
-    5: ((((0.25, 0.02), (0.2, 0.45)), ((0.2, 0.45), (0.6, 0.4), (0.85, 0.7), (0.5, 1), (0.1, 0.9)), ((0.25, 0.02), (0.8, 0))),),
+    5: (
+        (((0.25, 0.02), (0.2, 0.45)), ((0.2, 0.45), (0.6, 0.4), (0.85, 0.7), (0.5, 1), (0.1, 0.9)), ((0.25, 0.02), (0.8, 0))),
+    ),
     6: ((((0.7, 0), (0.3, 0.3), (0.15, 0.75), (0.5, 1), (0.8, 0.75), (0.5, 0.55), (0.2, 0.75)),),),
     7: (
         (((0.1, 0.05), (0.85, 0)), ((0.85, 0), (0.55, 0.5), (0.4, 1))),
         (((0.1, 0.05), (0.85, 0)), ((0.85, 0), (0.55, 0.5), (0.4, 1)), ((0.3, 0.5), (0.75, 0.48))),
     ),
-    8: ((((0.5, 0.48), (0.2, 0.25), (0.5, 0), (0.78, 0.22), (0.5, 0.48), (0.15, 0.8), (0.5, 1), (0.85, 0.78), (0.5, 0.48)),),),
+    8: (
+        (((0.5, 0.48), (0.2, 0.25), (0.5, 0), (0.8, 0.2), (0.5, 0.48), (0.15, 0.8), (0.5, 1), (0.85, 0.8), (0.5, 0.48)),),
+    ),
     9: ((((0.8, 0.2), (0.5, 0), (0.2, 0.25), (0.45, 0.5), (0.8, 0.2)), ((0.8, 0.2), (0.75, 0.6), (0.65, 1))),),
 }  # fmt: skip
 FINE = 224  # side of the square in which center lines are drawn, in pixels
@@ -100,8 +104,7 @@ def picture(kind: Kind, image: np.ndarray, digit: int, generator: np.random.Gene
     """A file with a picture of the digit: PNG when drawn, JPEG when photographed."""
     short = round(kind.size * generator.choice([0.75, 1.0])) if kind.size > 28 else 28
     shape = (short, kind.size) if generator.random() < 0.5 else (kind.size, short)
-    scale = max(1, 200 / short)  # small pictures are drawn larger, then scaled down; large ones the other way round
-    scale = min(scale, 1000 / short)
+    scale = min(max(1, 200 / short), 1000 / short)  # small pictures are drawn larger, large ones smaller
     drawing = tuple(round(side * scale) for side in shape)
 
     page = paper(kind.paper, drawing, generator)
@@ -114,7 +117,9 @@ def picture(kind: Kind, image: np.ndarray, digit: int, generator: np.random.Gene
     if kind.paper == "chalk on black":
         page = 1 - page
     page = page * light(kind, drawing, generator)
-    sized = Image.fromarray(page.astype(np.float32)).resize(shape[::-1], Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.BOX)
+    sized = Image.fromarray(page.astype(np.float32)).resize(
+        shape[::-1], Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.BOX
+    )
     pixels = np.asarray(sized) * 255
     noise = generator.uniform(4, 12) if kind.paper == "noisy" else 2 if kind.camera == "photographed" else 0
     if noise:

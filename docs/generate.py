@@ -245,6 +245,23 @@ def written() -> str:
     return f"{report.table(rows)}\n{kept['images']:,} images; `results/written.json`.\n"
 
 
+def real() -> str:
+    """Accuracy on pictures that the project draws and photographs itself, by what they are."""
+    kept = read("real")
+    rows = [
+        {
+            "": part,
+            "pictures": value,
+            "count": found["pictures"],
+            "right (%)": f"{100 * found['right'] / found['pictures']:.1f}",
+            "95 % interval": f"{100 * found['low']:.1f} to {100 * found['high']:.1f}",
+        }
+        for part, values in kept["kinds"].items()
+        for value, found in values.items()
+    ]
+    return f"{report.table(rows)}\n{kept['pictures']:,} pictures, seed {kept['seed']}; `results/real.json`.\n"
+
+
 PARTS: dict[str, Callable[..., str]] = {
     "steps": lambda: records.table(STEP_NAMES),
     "results": lambda: records.full_table(STEP_NAMES),
@@ -261,6 +278,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "gpu": gpu,
     "serving": serving,
     "written": written,
+    "real": real,
 }
 
 

@@ -78,12 +78,17 @@ class PassRate:
         )
 
 
-def pass_rate(passed: int, seeds: int) -> PassRate:
-    """The share of seeds that passed, with its Wilson interval (Wilson, 1927)."""
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson, 1927)."""
     from scipy.stats import binomtest
 
-    interval = binomtest(passed, seeds).proportion_ci(method="wilson")
-    return PassRate(passed, seeds, passed / seeds, float(interval.low), float(interval.high))
+    interval = binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def pass_rate(passed: int, seeds: int) -> PassRate:
+    """The share of seeds that passed, with its Wilson interval."""
+    return PassRate(passed, seeds, passed / seeds, *wilson_interval(passed, seeds))
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
