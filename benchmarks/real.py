@@ -125,7 +125,7 @@ def shown(found: dict[str, dict[str, dict]]) -> str:
 @click.command()
 @click.option("--model", default="models:/mnist-cnn@champion", show_default=True, help="URI of the model to ask")
 @click.option(
-    "--images", type=click.IntRange(len(KINDS), 10_000), default=5 * len(KINDS), show_default=True, help="count"
+    "--images", type=click.IntRange(len(KINDS), 10_000), default=2 * len(KINDS), show_default=True, help="count"
 )
 @click.option("--seed", default=0, show_default=True, help="of everything that is drawn at random")
 @click.option("--folder", type=click.Path(exists=True, file_okay=False, path_type=Path),

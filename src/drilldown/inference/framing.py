@@ -31,6 +31,7 @@ NOISE_LEVELS = 4.0  # ink is stronger than the noise times this
 LOW_SHARES = (0.5, 0.75, 1.0, 1.3)  # of Otsu's threshold: the lower thresholds of hysteresis, in turn
 STRONG_SHARE = 0.1  # share of the strong ink that a digit must have, for a higher threshold to be taken
 BORDER_SHARE = 0.3  # what touches the border on more than this share of the short side runs along it
+FAINTEST = 0.08  # share of the strongest ink in the picture that the digit's strongest must have
 NEAR = 0.25  # parts are the digit's when their distance is at most this share of its size
 THICK = 0.4  # strokes wider than this share of the digit's size are no strokes
 SMALL = 0.2  # share of the short side below which a digit is small
@@ -268,7 +269,7 @@ def segment(
 
     at_border = np.zeros(ink.shape, bool)
     values = smooth[searched]
-    if not values.size or (peak := float(values.max())) <= 0:
+    if not values.size or (peak := float(values.max())) <= FAINTEST * float(smooth.max()):
         return None, at_border
     floor = min(NOISE_LEVELS * noise, 0.3 * peak)
     strong = min(otsu(values[values > max(floor, 0.05 * peak)]), 0.6 * peak)
