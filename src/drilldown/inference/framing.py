@@ -7,7 +7,7 @@ docs/inference.md says what each constant was chosen on.
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +47,7 @@ class Writing:
     ink: how much each pixel differs from the background, float32 (H, W). labels: its connected components, int (H, W),
     numbered from 1; 0 is the page. digit: the numbers of the digit's parts, the main one first. threshold: ink above
     which a pixel is in a component. noise: the standard deviation of the page's pixels. trust: from 0 to 1.
+    width: of the strokes of the digit's main part, in pixels.
     """
 
     ink: np.ndarray
@@ -55,11 +56,12 @@ class Writing:
     threshold: float
     noise: float
     trust: float
+    width: float
 
     @property
     def mask(self) -> np.ndarray:
         """Pixels of the digit, bool (H, W)."""
-        return np.isin(self.labels, self.digit)
+        return _members(self.labels, self.digit)
 
 
 def read_image(file: Path, keep_framed: bool = False) -> np.ndarray:
@@ -280,11 +282,11 @@ def segment(
         chosen = choose(np.where(searched, smooth, 0), labels, count, strong)
         if chosen is None:
             break
-        digit, trust, strong_share, touching = chosen
+        digit, trust, strong_share, touching, width = chosen
         if best is None:
-            at_border = np.isin(labels, touching)
+            at_border = _members(labels, touching)
         if best is None or (trust > best.trust + 0.2 and strong_share > STRONG_SHARE):
-            best = Writing(ink, labels, digit, threshold, noise, trust)
+            best = Writing(ink, labels, digit, threshold, noise, trust, width)
         if best.trust >= 1:
             break
     return best, at_border
@@ -303,11 +305,11 @@ def otsu(values: np.ndarray) -> float:
 
 def choose(
     smooth: np.ndarray, labels: np.ndarray, count: int, strong: float
-) -> tuple[tuple[int, ...], float, float, np.ndarray] | None:
+) -> tuple[tuple[int, ...], float, float, np.ndarray, float] | None:
     """Choose the components that are the digit: the main one, and those near it.
 
-    Returns: their numbers; how much the main one can be trusted; its share of the strong ink; and the numbers of all
-    components that touch the border. None when no component has strong ink.
+    Returns: their numbers; how much the main one can be trusted; their share of the strong ink; the numbers of all
+    components that touch the border; and the width of the main one's strokes. None when no component has strong ink.
     """
     from scipy.ndimage import find_objects
 
@@ -332,7 +334,8 @@ def choose(
     main = int(np.argmax(mass * is_ink * weights))
 
     part = labels[boxes[main]] == main + 1
-    is_thick = stroke_width(part) > THICK * sizes[main]
+    width = stroke_width(part)
+    is_thick = width > THICK * sizes[main]
     trust = 1 - 0.3 * touches[main] - 0.2 * runs_along[main] - 0.4 * is_thick - 0.3 * is_small[main]
     digit = [main + 1]
     for other in np.flatnonzero(is_ink & (mass >= 0.02 * mass[main]) & (runs_along == runs_along[main])):
@@ -344,7 +347,7 @@ def choose(
             if max(gaps) <= NEAR * sizes[main]:
                 digit.append(int(other) + 1)
     strong_share = np.isin(numbers[is_strong], digit).sum() / max(1, is_strong.sum())
-    return tuple(digit), float(trust), float(strong_share), 1 + np.flatnonzero(touches)
+    return tuple(digit), float(trust), float(strong_share), 1 + np.flatnonzero(touches), width
 
 
 def stroke_width(mask: np.ndarray) -> float:
@@ -374,7 +377,8 @@ def compose(writing: Writing) -> np.ndarray:
     digit = digit / digit.max()
 
     height, width = _fitted(digit.shape)
-    missing = STROKE - stroke_width(mask) * 20 / max(digit.shape)
+    stroke = writing.width if len(writing.digit) == 1 else stroke_width(mask)
+    missing = STROKE - stroke * 20 / max(digit.shape)
     if missing > 0:
         digit = thicken(digit, (height, width), missing)
         height, width = _fitted(digit.shape)
@@ -403,6 +407,13 @@ def thicken(digit: np.ndarray, fitted: tuple[int, int], missing: float) -> np.nd
     across = np.arange(-reach, reach + 1)
     pen = across[:, None] ** 2 + across**2 <= radius**2 + 0.5
     return grey_dilation(np.pad(large / max(float(large.max()), 1e-6), reach), footprint=pen)
+
+
+def _members(labels: np.ndarray, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The pixels of the components with these numbers, bool (H, W)."""
+    is_member = np.zeros(int(labels.max()) + 1, bool)
+    is_member[list(numbers)] = True
+    return is_member[labels]
 
 
 def _fitted(shape: tuple[int, ...]) -> tuple[int, int]:
