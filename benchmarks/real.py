@@ -22,7 +22,7 @@ from drilldown.errors import ParameterError
 from drilldown.inference import predict
 from drilldown.inference.framing import read_image
 from drilldown.learning import data
-from drilldown.reporting.report import table
+from drilldown.reporting.report import columns
 from drilldown.reporting.statistics import wilson_interval
 from drilldown.steps import ROOT
 from drilldown.tracking import store
@@ -42,7 +42,7 @@ WRITER = re.compile(r"_(writer\w*?)(?=[_.])")
 
 def share(right: Iterable[bool]) -> dict[str, float]:
     """How many are right, with the 95 % interval of their share."""
-    answers = list(right)
+    answers = [bool(answer) for answer in right]
     low, high = wilson_interval(sum(answers), len(answers))
     return {"pictures": len(answers), "right": sum(answers), "low": low, "high": high}
 
@@ -107,7 +107,7 @@ def measure_folder(model: Any, folder: Path) -> dict[str, dict[str, dict]]:
 
 def shown(found: dict[str, dict[str, dict]]) -> str:
     """The figures as a table."""
-    return table(
+    return columns(
         [
             {
                 "kind": kind,

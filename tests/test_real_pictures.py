@@ -1,6 +1,7 @@
 """Measuring pictures as people make them: the pictures, and folders of one's own."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -58,6 +59,7 @@ def test_a_folder_is_measured_by_kind_and_writer(tmp_path):
         "photos": {"all": (2, 3), "writer01": (2, 2), "writer02": (0, 1)},
         "scans": {"all": (1, 2)},
     }
+    assert json.loads(json.dumps(found)) == found
     assert found["photos"]["all"]["low"] < 2 / 3 < found["photos"]["all"]["high"]
     with pytest.raises(ParameterError, match="named after their digit"):
         real.measure_folder(SumModel(), tmp_path / "empty")
