@@ -70,7 +70,7 @@ def train_all(reuse: bool, experiment: str, **options: Any) -> None:
     workflow.train_all(TrainOptions(**options), reuse, experiment)
 
 
-@cli.command("repeat", help="Train a step with many seeds, and report how often it reaches its target.")
+@cli.command("repeat", help="Train a step with many seeds.")
 @option("step", default="step4", type=click.Choice(STEP_NAMES), help="what to train")
 @option("seeds", default="10", type=Number(whole=True, optional=False, low=1), help="how many seeds, from 0 on")
 @option("jobs", default="1", type=Number(whole=True, optional=False, low=1), help="how many trainings at a time")
@@ -93,7 +93,7 @@ def compare(dataset: str, experiment: str) -> None:
     workflow.compare_steps(dataset, experiment)
 
 
-@cli.command("status", help="Show the champions, their history, and the unfinished runs; this changes nothing.")
+@cli.command("status", help="Show champions and unfinished runs.")
 @option("model", default="all", help="the registered model")
 @experiment_option
 def status(model: str, experiment: str) -> None:
@@ -106,12 +106,12 @@ model_option = option("model", default=DEFAULT_MODEL, help="the registered model
 champion_options = combine(
     model_option,
     option("why", default="by hand", help="the reason, kept in the champion's history"),
-    option("dataset", type=DatasetType(), help="where the data of the model is  [default: where it was]"),
+    option("dataset", type=DatasetType(), help="path of the model's data, if it has moved"),
     option("data_dir", help="folder that holds MNIST  [default: the user's cache folder]"),
 )
 
 
-@cli.command("promote", help="Make a registered version the champion, if it passes the checks of every promotion.")
+@cli.command("promote", help="Make a registered version the champion.")
 @option("version", required=True, help="the version's number, or challenger: the newest challenger")
 @option("force", default="false", type=click.BOOL, help="overrule the comparison with the champion, no other check")
 @champion_options
@@ -147,10 +147,10 @@ def serve(model: str, port: int) -> None:
     workflow.serve(model, port)
 
 
-@cli.command("record", help="Write results/STEP.json from the finished MNIST runs in the store.")
+@cli.command("record", help="Write results/STEP.json from finished runs.")
 @option("step", required=True, type=click.Choice(STEP_NAMES), help="step of the runs")
 @option("epochs", type=Number(whole=True, low=1), help="length of the runs  [default: the recipe's]")
-@option("force", default="false", type=click.BOOL, help="replace a record with more seeds, or of another kind")
+@option("force", default="false", type=click.BOOL, help="overwrite even a record that has more seeds or another recipe")
 @experiment_option
 def record(step: str, epochs: int | None, force: bool, experiment: str) -> None:
     from drilldown import workflow

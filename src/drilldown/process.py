@@ -108,7 +108,7 @@ def _release(lock: FileLock) -> None:
 
 
 def become(command: list[str], **environment: str) -> NoReturn:
-    """Run another program in place of this one, after what would run at this one's end.
+    """Run another program in place of this one, after this process's exit handlers.
 
     The user's own variables win over `environment`.
     """

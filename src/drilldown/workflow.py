@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -79,23 +80,11 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
     device = train.prepare(options.seed, options.device, options.threads)
     network = step.network()
     acceleration = accelerate(network, engine=options.engine, device=device)
-
-    def fingerprint(dataset: data.Dataset) -> dict[str, str]:
-        goal = options.goal(step.target, dataset)
-        return provenance.fingerprint(
-            name,
-            recipe=recipe,
-            goal=goal,
-            dataset=dataset,
-            seed=options.seed,
-            device=device,
-            engine=acceleration.engine,
-        )
-
     with contextlib.ExitStack() as stack:
         if resume:  # all that could forbid it is checked before the run is changed
             dataset = _load_dataset(options)
-            runs.check_fingerprint(resume, fingerprint(dataset))
+            fingerprint = _fingerprint(step, options, dataset, device, acceleration.engine)
+            runs.check_fingerprint(resume, fingerprint)
             stack.enter_context(checkpoint.lock(CHECKPOINTS / resume, fresh=False))
         tags = {"kind": "train", "step": name}
         run_id = stack.enter_context(runs.run(f"{name} seed {options.seed}", tags, resume or None))
@@ -104,6 +93,7 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
             stack.enter_context(checkpoint.lock(folder))
             dataset = _load_dataset(options)
             runs.check_dataset(run_id, dataset)
+            fingerprint = _fingerprint(step, options, dataset, device, acceleration.engine)
         stack.enter_context(_resume_hint(name, run_id, folder, options))
         state = train.init_state(network, recipe, dataset, options.seed, device)
         goal = options.goal(step.target, dataset)
@@ -119,7 +109,7 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
         if resume:
             logged = _restore(state, folder, run_id, dataset.split)
         else:
-            runs.log_start(fingerprint(dataset), state, recipe, goal, dataset, options, acceleration.engine)
+            runs.log_start(fingerprint, state, recipe, goal, dataset, options, acceleration.engine)
         for row in train.fit(state, recipe, dataset, acceleration.engine):
             checkpoint.save(state, folder)  # first: if logging fails, `resume` logs this epoch from the saved state
             if row.epoch not in logged:  # after a damaged state, an epoch that was logged is trained again
@@ -131,6 +121,21 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
 
 def _load_dataset(options: TrainOptions) -> data.Dataset:
     return data.load(options.dataset, options.data_dir or None).hold_out(options.validation)
+
+
+def _fingerprint(
+    step: Step, options: TrainOptions, dataset: data.Dataset, device: torch.device, engine: str
+) -> dict[str, str]:
+    """What makes the result of a training."""
+    return provenance.fingerprint(
+        step.name,
+        recipe=options.recipe(step.recipe),
+        goal=options.goal(step.target, dataset),
+        dataset=dataset,
+        seed=options.seed,
+        device=device,
+        engine=engine,
+    )
 
 
 @contextlib.contextmanager
@@ -220,13 +225,14 @@ def _say(text: str) -> None:
 @command
 def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: bool, experiment: str) -> None:
     """Train a step with many seeds, each in a nested run, and log the spread of their figures."""
-    reuse_from = search.experiments(experiment) if reuse else {}
+    experiments = search.experiments(experiment)
     with (
-        runs.run(f"repeat {step}", {"kind": "repeat", "repeat": step}) as parent,
+        runs.run(f"repeat {step}", {"kind": "repeat"}) as parent,
         _continue_hint("repeat", options, experiment, step=step, seeds=seeds, jobs=jobs),
     ):
         dataset = _load_dataset(options)
         goal = options.goal(load_step(step).target, dataset)
+        reuse_from = experiments | search.experiments() if reuse else {}  # those of now: a stopped repeat goes on
         tasks = [(step, seed) for seed in range(seeds)]
         outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=jobs, quiet=True, reuse_from=reuse_from))
         summary = repeat.summarize(step, outcomes, goal, dataset.split)
@@ -242,16 +248,16 @@ def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: 
 def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
     """Train every step with one seed, each in a nested run, and compare them."""
     experiments = search.experiments(experiment)
-    reuse_from = experiments if reuse else {}
     with (
-        runs.run("all", {"kind": "all", "all": " ".join(STEP_NAMES)}) as parent,
+        runs.run("all", {"kind": "all"}) as parent,
         _continue_hint("all", options, experiment),
     ):
+        experiments = experiments | search.experiments()  # reused runs, and those of now
+        reuse_from = experiments if reuse else {}
         dataset = _load_dataset(options)
         tasks = [(step, options.seed) for step in STEP_NAMES]
         outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse_from=reuse_from))
         trained = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
-        experiments = experiments | search.experiments()  # reused runs, and those of now
         entries = {
             step: compare.collect(step, dataset.digest, experiments, like=trained[step]) if step in trained else None
             for step in STEP_NAMES
@@ -276,7 +282,7 @@ def _train_nested(
     `reuse_from` are the ids of the experiments whose finished runs may be reused.
     """
     device = hardware.select_device(options.device)
-    own_goal = options.goal(Target(), dataset)  # of a step that cannot be loaded; a target that is missing is said here
+    fallback_goal = options.goal(Target(), dataset)  # of a step that cannot be loaded; a missing target is said here
     goals: dict[str, Goal] = {}
     lengths: dict[str, int] = {}  # in epochs
     missing, reused = [], []
@@ -288,20 +294,11 @@ def _train_nested(
             raise
         except Exception as error:  # a broken step must not stop the others
             outcome = nested.Outcome(name, seed, "", error=f"{type(error).__name__}: {error}")
-            click.echo(nested.outcome_line(outcome, own_goal))
+            click.echo(nested.outcome_line(outcome, fallback_goal))
             yield outcome
             continue
         goal = goals[name] = options.goal(step.target, dataset)
-        recipe = options.recipe(step.recipe)
-        fingerprint = provenance.fingerprint(
-            name,
-            recipe=recipe,
-            goal=goal,
-            dataset=dataset,
-            seed=seed,
-            device=device,
-            engine=engine,
-        )
+        fingerprint = _fingerprint(step, replace(options, seed=seed), dataset, device, engine)
         if found := search.find_reusable(reuse_from, name, seed, fingerprint):
             outcome = nested.Outcome.from_run(name, seed, found.info.run_id, dataset.split, reused=True)
             reused.append(found.info.run_id)
@@ -309,7 +306,7 @@ def _train_nested(
             yield outcome
         else:
             missing.append((name, seed))
-            lengths[nested.task_name(name, seed)] = recipe.epochs
+            lengths[nested.task_name(name, seed)] = options.recipe(step.recipe).epochs
     runs.note_reused(reused)
     threads = options.threads or max(1, hardware.cores() // min(jobs, len(missing) or 1))
     # Dataset and device are decided here, once for all of them.
@@ -429,11 +426,11 @@ def serve(model: str, port: int) -> None:
     """Serve the champion over HTTP, by MLflow's server in place of this process."""
     if model not in models_with_a_champion():
         raise RegistryError(explain_no_champion(model, invocation.serve_command))
-    request = os.path.relpath(IMAGES / "two.json")
-    click.echo(
-        f"serving {model} on http://127.0.0.1:{port} until Ctrl-C; to ask it about {request}:\n"
-        f"curl --silent http://127.0.0.1:{port}/invocations --header 'Content-Type: application/json' --data @{request}"
-    )
+    click.echo(f"serving {model} on http://127.0.0.1:{port} until Ctrl-C")
+    if model.removesuffix("-cnn") in DATASETS:  # the request holds a digit
+        request = shlex.quote(f"@{os.path.relpath(IMAGES / 'two.json')}")
+        header = "'Content-Type: application/json'"
+        click.echo(f"ask it: curl --silent http://127.0.0.1:{port}/invocations --header {header} --data {request}")
     uri = f"models:/{model}@champion"
     serving = ["models", "serve", "--model-uri", uri, "--env-manager", "local", "--port", str(port)]
     # The models are exported on the CPU; MLflow would load them on a CUDA device where there is one.
@@ -453,7 +450,7 @@ def record_results(name: str, epochs: int | None, force: bool, experiment: str) 
 def show_status(model: str, experiment: str) -> None:
     """Show the registered models and the unfinished runs; nothing is written to the store."""
     if not store.exists():
-        click.echo(status.EMPTY)
+        click.echo(status.nothing_yet())
         return
     experiments = search.experiments(experiment)
     runs.name_opened("status", {"kind": "status"})

@@ -45,7 +45,7 @@ def test_a_command_begins_as_the_users_did(started, how, tags, expected):
 
 def test_image_files_have_a_variable_of_their_own_in_make(started):
     started("make")
-    assert invocation.command("predict", images="a b", model="m") == "make predict 'IMAGES=a b' ARGS='-P model=m'"
+    assert invocation.command("predict", images="a b", model="m") == "make predict IMAGES='a b' ARGS='-P model=m'"
     started("")
     assert invocation.command("predict", images="a b", model="m") == (
         "python -m drilldown predict --images 'a b' --model m"

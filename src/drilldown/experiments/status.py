@@ -17,7 +17,6 @@ from drilldown.reporting.report import columns
 from drilldown.tracking import invocation, runs, search, store
 from drilldown.tracking.tags import ours
 
-EMPTY = "no run and no registered model yet; train a step first: make step4"
 MAX_VERSIONS = 10  # of a model: the newest, and those with an alias
 
 
@@ -33,7 +32,7 @@ def overview(model: str, experiments: Mapping[str, str], checkpoints: Path) -> s
     models = _models(model)
     where = ", ".join(experiments.values()) or "an experiment that does not exist yet"
     if not models and not search.has_runs(experiments):
-        return f"{where}: {EMPTY}"
+        return f"{where}: {nothing_yet()}"
     unfinished = search.unfinished_runs(experiments)
     in_progress = [run for run in unfinished if run.info.status == "RUNNING" and not store.is_abandoned(run, keep=True)]
     stopped = (run for run in unfinished if run not in in_progress and checkpoint.exists(checkpoints / run.info.run_id))
@@ -42,6 +41,11 @@ def overview(model: str, experiments: Mapping[str, str], checkpoints: Path) -> s
     parts.append(_table(f"runs in progress in {where}", map(_progress, in_progress)))
     parts.append(_table("interrupted trainings, and how to resume them", map(_resumable, stopped)))
     return "\n\n".join(parts)
+
+
+def nothing_yet() -> str:
+    """What to do first, in an empty store."""
+    return f"no run and no registered model yet; train a step first: {invocation.command('step4')}"
 
 
 def _models(name: str) -> list[RegisteredModel]:

@@ -56,7 +56,7 @@ def fit_side_by_side(
 
 
 class _Training:
-    """One of the trainings, made up to now."""
+    """A training and how far it is."""
 
     def __init__(self, make_network: Callable[[], nn.Module], recipe: Recipe, dataset: Dataset, seed: int) -> None:
         device = prepare(seed, "cuda")

@@ -65,9 +65,11 @@ class Update:
         rates = [group["lr"] for group in groups]
         for group in groups:
             group["lr"] = self.learning_rate
-        self.optimizer.step()
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate
+        try:
+            self.optimizer.step()
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
 
     def figures(self, epoch: int, updates: int, images: int) -> tuple[float, float]:
         """Return the mean loss and the accuracy in percent of the epoch's updates so far.

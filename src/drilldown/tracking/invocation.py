@@ -62,7 +62,7 @@ def command(entry_point: str, **parameters: object) -> str:
     if how == "python":
         return _line("python -m drilldown", entry_point, argument(**parameters))
     if how == "make":
-        images = shlex.join([f"IMAGES={parameters.pop('images')}"]) if "images" in parameters else ""
+        images = _make_variable("IMAGES", str(parameters.pop("images"))) if "images" in parameters else ""
         return _line("make", entry_point, images, argument(**parameters))
     project = "." if _is_here() else shlex.quote(str(ROOT))
     experiment = _experiment("Default")
@@ -77,18 +77,25 @@ def argument(**parameters: object) -> str:
     if how == "python":
         return shlex.join(part for name, value in pairs for part in (f"--{name}", str(value)))
     given = shlex.join(part for name, value in pairs for part in ("-P", f"{name}={value}"))
-    return f"ARGS={shlex.quote(given.replace('$', '$$'))}" if given and how == "make" else given
+    return _make_variable("ARGS", given) if given and how == "make" else given
 
 
 def serve_command(model: str) -> str:
     """A line for the shell that serves the model's champion."""
     how, is_default = starter(), model == DEFAULT_MODEL
     if how == "make":
-        return _line("make serve", "" if is_default else f"MODEL={model}", experiment=False)
+        return _line("make serve", "" if is_default else _make_variable("MODEL", model), experiment=False)
     if how == "python":
-        return _line("python -m drilldown serve", "" if is_default else f"--model {model}", experiment=False)
-    uri = f"models:/{model}@champion"
+        return _line(
+            "python -m drilldown serve", "" if is_default else f"--model {shlex.quote(model)}", experiment=False
+        )
+    uri = shlex.quote(f"models:/{model}@champion")
     return _line(f"mlflow models serve --model-uri {uri} --env-manager local --port {SERVE_PORT}", experiment=False)
+
+
+def _make_variable(name: str, value: str) -> str:
+    """An argument of make that sets a variable; in its values, make takes $$ for a dollar sign."""
+    return f"{name}={shlex.quote(value.replace('$', '$$'))}"
 
 
 def _page(run: Run) -> str:
@@ -98,7 +105,7 @@ def _page(run: Run) -> str:
         return pages.run_page(*ids, CREDENTIALS.sub("", uri).rstrip("/"))
     store = "" if _is_here() else f"--backend-store-uri {shlex.quote(_address())}"
     if starter() == "make":
-        ui = f"make ui ARGS={shlex.quote(store.replace('$', '$$'))}" if store else "make ui"
+        ui = f"make ui {_make_variable('ARGS', store)}" if store else "make ui"
     else:
         ui = f"mlflow ui {store}".strip()
     return f"{pages.run_page(*ids)} (served by {ui})"

@@ -1,6 +1,8 @@
 """Addresses of MLflow's pages; `python -m drilldown.tracking.pages [options of mlflow ui]` prints that of the runs."""
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,17 +28,18 @@ def run_page(experiment_id: str, run_id: str, server: str = UI) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Print where `mlflow ui`, started with these arguments, shows this project's runs."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--backend-store-uri", default=mlflow.get_tracking_uri())
-    parser.add_argument("--host", "-h", default="127.0.0.1")
-    parser.add_argument("--port", "-p", default="5000")
+    variables = os.environ.get  # those of `mlflow ui`
+    parser.add_argument("--backend-store-uri", default=variables("MLFLOW_BACKEND_STORE_URI", mlflow.get_tracking_uri()))
+    parser.add_argument("--host", "-h", default=variables("MLFLOW_HOST", "127.0.0.1"))
+    parser.add_argument("--port", "-p", default=variables("MLFLOW_PORT", "5000"))
     given, _ = parser.parse_known_args(arguments)
-    mlflow.set_tracking_uri(given.backend_store_uri)
-    experiment = store.current_experiment() if store.exists() else None
     server = f"http://{given.host}:{given.port}"
-    print(
-        "the runs:",
-        experiment_page(experiment.experiment_id, server) if experiment else f"{server}/#/experiments{VIEW}",
-    )
+    page = f"{server}/#/experiments{VIEW}"
+    with store.short_timeouts(), contextlib.suppress(Exception):  # the UI itself says what is wrong with the store
+        mlflow.set_tracking_uri(given.backend_store_uri)
+        if store.exists() and (experiment := store.current_experiment()):
+            page = experiment_page(experiment.experiment_id, server)
+    print("the runs:", page)
 
 
 if __name__ == "__main__":

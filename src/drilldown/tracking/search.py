@@ -66,15 +66,15 @@ def find_reusable(experiments: Collection[str], step: str, seed: int, fingerprin
 
 def unfinished_runs(experiments: Collection[str]) -> list[Run]:
     """The runs of these experiments that have not finished: open, killed or failed, the newest first."""
-    return [run for run in _search(experiments, "attributes.status != 'FINISHED'") if not _is_own(run)]
+    return [run for run in _search(experiments, "attributes.status != 'FINISHED'") if not _is_this_command(run)]
 
 
 def has_runs(experiments: Collection[str]) -> bool:
     """Whether these experiments have any run."""
-    return not all(map(_is_own, _search(experiments, max_results=2)))
+    return not all(map(_is_this_command, _search(experiments, max_results=2)))
 
 
-def _is_own(run: Run) -> bool:
+def _is_this_command(run: Run) -> bool:
     """Whether it is the run that `mlflow run` opened for this command."""
     return run.info.run_id == os.environ.get("MLFLOW_RUN_ID")
 
