@@ -111,6 +111,7 @@ def store(empty_database, tmp_path, monkeypatch):
         monkeypatch.delenv(selected, raising=False)
     monkeypatch.chdir(tmp_path)  # what a run leaves behind
     mlflow.set_tracking_uri(f"sqlite:///{database}")
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)  # what another test has set
     yield mlflow.MlflowClient()
     while mlflow.active_run():
         mlflow.end_run()

@@ -81,7 +81,7 @@ def test_predict_labels_image_files(project, trained, tmp_path, digits):
         Image.fromarray(255 - digits.test_images[number].numpy()).save(folder / f"{number:02}.png")
     done = project.mlflow_run("predict", images=folder, model="models:/digits-cnn@champion")
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if ".png" in line]
+    lines = [line for line in done.stdout.splitlines() if str(folder) in line]
     answers = [int(line.split(".png")[1].split()[0]) for line in lines]
     right = sum(guess == label for guess, label in zip(answers, digits.test_labels[:12].tolist(), strict=True))
     assert right >= 11

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from drilldown import cli
+from drilldown.choices import dataset_name
 from drilldown.options import Number
 from drilldown.tracking.tags import ours
 from tests.support.networks import SMALL_RECIPE, train_small
@@ -129,7 +130,8 @@ def test_invalid_choices(command, name, record_property):
 @pytest.mark.parametrize(("command", "name"), of_type(click.types.StringParamType))
 def test_invalid_texts(command, name, record_property):
     values = [*LINES, LONG, "é" * 1001, " ", "\u3000"]
-    values += [] if name in ("data_dir", "resume", "experiment") else [""]
+    can_be_empty = {"data_dir", "resume", "experiment"} | ({"dataset"} if command in ("promote", "rollback") else set())
+    values += [] if name in can_be_empty else [""]
     for value in values:
         assert_refused(command, name, value)
     record_property("times", len(values))
@@ -206,7 +208,7 @@ def test_arbitrary_text(command, name, value):
     elif name in ("reuse", "force"):
         assert type(taken) is bool
     else:
-        assert taken == value
+        assert taken == (dataset_name(value) if (command, name) == ("compare", "dataset") else value)
         assert not value or not (value.isspace() or "\n" in value)
 
 

@@ -68,7 +68,8 @@ def test_a_whole_run(store, trained, digits, tracked):
     assert tags["gate.reason"] == "; ".join(verdict.reasons)
     assert tags["code.digest"] == "c0de"
     assert {name for name in run.data.tags if name.startswith("drilldown.")} == {
-        f"drilldown.{name}" for name in ("kind", "step", "gate", "gate.reason", "fingerprint", "machine", "process")
+        f"drilldown.{name}"
+        for name in ("kind", "step", "gate", "gate.reason", "fingerprint", "machine", "process", "dataset.location")
     }  # no more than people read, but for the last ones
 
     names = {file.path for file in store.list_artifacts(run_id)}
