@@ -33,7 +33,7 @@ def project(tmp_path_factory):
     return project
 
 
-@pytest.mark.parametrize("how", STARTS)
+@pytest.mark.parametrize("how", ["make", pytest.param("mlflow run", marks=pytest.mark.long)])
 def test_a_stopped_run_is_resumed_by_the_line_that_it_prints(project, how):
     line, database = STARTS[how]
     log = project.folder / "run.log"
