@@ -33,6 +33,9 @@ def project(tmp_path_factory):
     return project
 
 
+@pytest.mark.fault(
+    "stopped run", "SIGINT after an epoch", "the line that it prints resumes it, in its store and experiment"
+)
 @pytest.mark.parametrize("how", ["make", pytest.param("mlflow run", marks=pytest.mark.long)])
 def test_a_stopped_run_is_resumed_by_the_line_that_it_prints(project, how):
     line, database = STARTS[how]
