@@ -11,11 +11,13 @@ import torch
 from filelock import FileLock
 
 from drilldown import __main__, cli, process, workflow
+from drilldown.errors import StoreError
 from drilldown.learning import data
 from drilldown.steps import ROOT
 from drilldown.tracking import runs
 from drilldown.tracking.store import SHORT_TIMEOUTS, store_lock
 from drilldown.tracking.tags import ours
+from tests.support.programs import free_port
 
 BAD = [
     ("seed", "-1", "seed is -1: it takes a whole number at least 0"),
@@ -242,15 +244,15 @@ def test_a_predict_that_can_read_nothing_is_a_failed_run(store, tmp_path, monkey
 
 
 def test_a_change_of_champion_that_cannot_be_is_a_failed_run(store, capsys):
-    code, line = refused(capsys, "promote", "--version", "3", "--model", "digits-cnn")
-    assert (code, line) == (2, "version is '3': it takes a version of digits-cnn, which has none")
-    code, line = refused(capsys, "rollback", "--model", "digits-cnn")
-    assert (code, line) == (1, "digits-cnn has no version yet: a run that passes the gate registers one")
-    code, line = refused(capsys, "promote", "--version", "1", "--model", "letters-cnn")
-    assert code == 2
-    assert line.startswith("model is 'letters-cnn': it takes a registered model, as mnist-cnn; the store says: ")
+    store.create_registered_model("letters-cnn")
+    code, line = refused(capsys, "promote", "--version", "3", "--model", "letters-cnn")
+    assert (code, line) == (2, "version is '3': it takes a version of letters-cnn, which has none")
+    code, line = refused(capsys, "rollback", "--model", "letters-cnn")
+    assert (code, line) == (1, "letters-cnn has no version: a run that passes the gate registers one")
+    code, line = refused(capsys, "promote", "--version", "1", "--model", "digits-cnn")
+    assert (code, line) == (2, "model is 'digits-cnn': it takes a registered model, as letters-cnn")
     assert run_status(store) == [
-        ("promote letters-cnn", "FAILED"), ("rollback digits-cnn", "FAILED"), ("promote digits-cnn", "FAILED"),
+        ("promote digits-cnn", "FAILED"), ("rollback letters-cnn", "FAILED"), ("promote letters-cnn", "FAILED"),
     ]  # fmt: skip
 
 
@@ -302,21 +304,27 @@ def test_serve_becomes_mlflows_server_and_says_how_to_ask_it(of_digits, capsys, 
     assert environment == {"MLFLOW_DEFAULT_PREDICTION_DEVICE": "cpu"}
 
 
-def test_nothing_of_the_default_model_to_promote_or_to_go_back_to(of_digits, capsys, mnist):
-    others = "; digits-cnn has 1, 2 (--model digits-cnn)"
-    assert refused(capsys, "promote", "--version", "2") == (
-        2,
-        f"version is '2': it takes a version of mnist-cnn, which has none{others}",
-    )
-    nothing = f"mnist-cnn has no version yet: a run that passes the gate registers one{others}"
-    assert refused(capsys, "rollback") == (1, nothing)
+def test_no_data_is_loaded_before_there_is_a_version_to_change_to(of_digits, store, capsys, monkeypatch):
+    monkeypatch.setattr(workflow.data, "load", lambda *_: pytest.fail("it loads data"))
+    missing = "model is 'mnist-cnn': it takes a registered model, as digits-cnn"
+    assert refused(capsys, "promote", "--version", "2") == (2, missing)
+    assert refused(capsys, "rollback") == (2, missing)
+    for name in ("digits", "houses"):  # the dataset instead of the model, and a model of another project
+        refusal = 2, f"model is {name!r}: it takes a registered model, as digits-cnn"
+        assert refused(capsys, "promote", "--version", "1", "--model", name) == refusal
+        assert refused(capsys, "rollback", "--model", name, "--dataset", "digits") == refusal
+    code, line = refused(capsys, "promote", "--version", "3", "--model", "digits-cnn", "--dataset", "digits")
+    assert (code, line) == (2, "version is '3': it takes a version of digits-cnn, which has 1, 2")
+    for name in ("digits-cnn", "houses"):
+        assert str(store.get_model_version_by_alias(name, "champion").version) == "2"
 
 
-def test_without_mnist_nothing_of_the_default_model_to_promote(of_digits, capsys, offline, tmp_path):
-    code, line = refused(capsys, "promote", "--version", "2", "--data_dir", str(tmp_path))
-    assert code == 1
-    assert line.startswith("mnist-cnn has no version yet: ")
-    assert line.endswith("; digits-cnn has 1, 2 (--model digits-cnn)")
+def test_a_command_says_that_the_store_does_not_answer(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_tracking_uri(f"http://127.0.0.1:{free_port()}")
+    ask = workflow.command(lambda: workflow.registry.dataset_location("digits-cnn"), connect=lambda: None)
+    with pytest.raises(StoreError, match="API request to http://127.0.0.1"):
+        ask()
 
 
 def test_nothing_to_compare_is_a_failed_run(store, capsys):

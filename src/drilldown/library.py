@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from drilldown.choices import DEFAULT_MODEL
 from drilldown.errors import ParameterError
 from drilldown.inference import framing, predict
 from drilldown.learning import data, train
@@ -97,7 +98,7 @@ def evaluate(model: Classifier | PyFuncModel, dataset: Dataset) -> Evaluation:
     return Evaluation(labels, probabilities, F.nll_loss(logs, labels).item())
 
 
-def load_champion(name: str = "mnist-cnn") -> PyFuncModel:
+def load_champion(name: str = DEFAULT_MODEL) -> PyFuncModel:
     """Load the champion of a registered model, after a check that its files are those that were registered.
 
     Its `predict` maps images uint8 (N, 28, 28), white on black, to probabilities float32 (N, 10). The store is that of

@@ -23,7 +23,6 @@ from drilldown.engine import accelerate
 from drilldown.errors import (
     CheckpointError,
     CompareError,
-    DataError,
     DrilldownError,
     ParameterError,
     PredictError,
@@ -38,7 +37,7 @@ from drilldown.learning.evaluate import evaluate
 from drilldown.learning.recipe import Goal, Target
 from drilldown.options import TrainOptions
 from drilldown.registry import registry
-from drilldown.registry.champion import champion_history, explain_no_champion, models_with_a_champion
+from drilldown.registry.champion import champion_history, dataset_of, explain_no_champion, get_champion
 from drilldown.registry.verify import Verifier
 from drilldown.reporting import gate, plots, report
 from drilldown.reporting.statistics import format_probability
@@ -206,7 +205,7 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
 def _use(model: str) -> list[str]:
     """How to use the model's champion."""
     given = {} if model == DEFAULT_MODEL else {"model": f"models:/{model}@champion"}
-    images = os.path.relpath(IMAGES) if model.removesuffix("-cnn") in DATASETS else "PICTURES"  # of the user's own data
+    images = os.path.relpath(IMAGES) if dataset_of(model) in DATASETS else "PICTURES"  # of the user's own data
     return [invocation.serve_command(model), invocation.command("predict", images=images, **given)]
 
 
@@ -355,7 +354,7 @@ def promote(version: str, *, force: bool, model: str, why: str, dataset: str, da
     """Make a version the champion by hand, with the checks of every promotion."""
     with runs.run(f"promote {model}", {"kind": "promote", "promote": model}):
         measured_on = _load_measured_on(model, version, dataset, data_dir)
-        _show_change(model, registry.promote(version, measured_on, why=why, force=force))
+        _show_change(model, registry.promote(model, version, measured_on, why=why, force=force))
 
 
 @command
@@ -363,23 +362,18 @@ def roll_back(*, model: str, why: str, dataset: str, data_dir: str) -> None:
     """Make the previous champion the champion again."""
     with runs.run(f"rollback {model}", {"kind": "rollback", "rollback": model}):
         measured_on = _load_measured_on(model, None, dataset, data_dir)
-        _show_change(model, registry.roll_back(measured_on, why=why))
+        _show_change(model, registry.roll_back(model, measured_on, why=why))
 
 
 def _load_measured_on(model: str, version: str | None, dataset: str, data_dir: str) -> data.Dataset:
     """Load the data that a registered model was measured on, from where it was, or from where the user says it is."""
-    location = dataset or registry.dataset_location(model, version)
+    location = registry.dataset_location(model, version)
     if not dataset and location not in DATASETS and not Path(location).exists():
         raise ParameterError(
             f"dataset is not given, and {location}, on which {model} was measured, is gone: it takes the path where "
             "the data is now"
         )
-    try:
-        loaded = data.load(location, data_dir or None)
-    except DataError:  # a user without MNIST may mean the digits' model
-        registry.check_registered(model)
-        raise
-    return replace(loaded, name=model.removesuffix("-cnn"))
+    return data.load(dataset or location, data_dir or None)
 
 
 def _show_change(model: str, done: registry.Registration) -> None:
@@ -424,7 +418,7 @@ def predict_images(images: str, model: str) -> None:
 @command
 def serve(model: str, port: int) -> None:
     """Serve the champion over HTTP, by MLflow's server in place of this process."""
-    if model not in models_with_a_champion():
+    if get_champion(model) is None:
         raise RegistryError(explain_no_champion(model, invocation.serve_command))
     click.echo(f"serving {model} on http://127.0.0.1:{port} until Ctrl-C")
     if model.removesuffix("-cnn") in DATASETS:  # the request holds a digit

@@ -107,8 +107,8 @@ def test_altered_champion(champion, store, image, trained, digits, capsys, recor
     main(["predict", "--images", image, "--model", CHAMPION])  # with its original files, it answers
     flip_bit(exported, 1000)
     with pytest.raises(ChampionError, match="version 2 stays champion, uncompared: .* version 2 was altered"):
-        registry.promote("1", digits, why="a test")
-    assert registry.promote("1", digits, why="a test", force=True).champion
+        registry.promote("digits-cnn", "1", digits, why="a test")
+    assert registry.promote("digits-cnn", "1", digits, why="a test", force=True).champion
     record_property("times", len(alterations) + 1)
 
 
@@ -122,6 +122,7 @@ def test_deleted_champion(champion, store, image, capsys, record_property):
     promote, roll_back = ["promote", "--version", "1", "--model", "digits-cnn"], ["rollback", "--model", "digits-cnn"]
     no_alias = f"model is '{CHAMPION}': digits-cnn has no champion; to train one: "
     no_version = "version is '1': it takes a version of digits-cnn, which has none"
+    no_model = "model is 'digits-cnn': it takes a registered model, and there is none yet"
     deletions = [
         (lambda: store.delete_registered_model_alias("digits-cnn", "champion"), [(predict, 2, no_alias)]),
         (lambda: store.delete_model_version("digits-cnn", "1"), [(predict, 2, no_alias), (promote, 2, no_version)]),
@@ -129,8 +130,8 @@ def test_deleted_champion(champion, store, image, capsys, record_property):
             lambda: store.delete_registered_model("digits-cnn"),
             [
                 (predict, 2, no_alias),
-                (promote, 2, no_version),
-                (roll_back, 1, "digits-cnn has no version yet: a run that passes the gate registers one"),
+                (promote, 2, no_model),
+                (roll_back, 2, no_model),
             ],
         ),
     ]

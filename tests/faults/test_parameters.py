@@ -15,6 +15,7 @@ from PIL import Image
 from drilldown import cli
 from drilldown.choices import dataset_name
 from drilldown.options import Number
+from drilldown.registry.champion import get_champion, set_champion
 from drilldown.tracking.tags import ours
 from tests.support.networks import SMALL_RECIPE, train_small
 from tests.test_cli import refused, run_status
@@ -322,6 +323,10 @@ def test_unknown_model(value, image, store, capsys):
 )  # fmt: skip
 def test_invalid_data_folder(arguments, value, store, capsys, tmp_path):
     (tmp_path / "file").write_text("")
+    store.create_registered_model("mnist-cnn")
+    for version in ("1", "2"):  # that rollback has a champion to go back to
+        store.create_model_version("mnist-cnn", "file:///nowhere")
+        set_champion("mnist-cnn", get_champion("mnist-cnn"), version, "promotion", "a test")
     assert_refused_in_the_store(store, capsys, "data_dir", *arguments, "--data_dir", value)
 
 
@@ -336,8 +341,8 @@ def test_invalid_data_folder(arguments, value, store, capsys, tmp_path):
         ),
         pytest.param(
             "promote",
-            "version",
-            {"version": 'it\'s "$HOME"; touch x', "model": "digits-cnn", "why": "`touch x`"},
+            "model",
+            {"model": 'it\'s "$HOME"; touch x; x-cnn', "version": "1; touch x", "why": "`touch x`"},
             marks=pytest.mark.long,
         ),
         pytest.param(

@@ -16,8 +16,8 @@ def test_a_version_is_described_by_a_list_with_the_figures_of_both_models():
         "- Version 2: 99.50 % accuracy, 995 of 1,000 test images; 7,484 parameters",
         "- Version 1: 98.00 % accuracy, 980 of 1,000 test images; 9,300 parameters",
         "- Test images that both classify correctly: 980; only version 2: 15; only version 1: 0; neither: 5",
-        "- Wrong answers of version 2 by true digit: 1 × 0, 1 × 1, 1 × 2, 1 × 3, 1 × 4",
-        f"- Wrong answers of version 1 by true digit: {', '.join(f'2 × {digit}' for digit in range(10))}",
+        "- Wrong answers of version 2 by true class: 1 × 0, 1 × 1, 1 × 2, 1 × 3, 1 × 4",
+        f"- Wrong answers of version 1 by true class: {', '.join(f'2 × {label}' for label in range(10))}",
     ]
 
 
@@ -26,7 +26,7 @@ def test_the_first_version_has_no_rival():
     text = description.of_version(first, None, LABELS, promotion.FIRST, promoted=True)
     assert text.startswith("Promoted: there was no champion.\n")
     assert "only version" not in text
-    assert text.endswith("Wrong answers of version 1 by true digit: none")
+    assert text.endswith("Wrong answers of version 1 by true class: none")
 
 
 def test_a_version_promoted_by_force_or_not_at_all_says_so():

@@ -59,16 +59,20 @@ def test_level_of_significance():
 def test_the_answers_of_both_models_in_tables():
     challenger, champion = candidate("12", (3, 13, 4)), candidate("7", (3, 5, 15, 25))
     decision = promotion.decide(challenger, champion, LABELS)
-    both, by_digit = (
+    both, by_class = (
         [[*row.values()] for row in rows] for rows in promotion.tables(challenger, champion, LABELS, decision)
     )
     assert both == [["version 12 right", 994, 3], ["version 12 wrong", 2, 1]]
-    assert by_digit == [
+    assert by_class == [
         ["version 12", 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 3],
         ["version 7", 0, 0, 0, 1, 0, 3, 0, 0, 0, 0, 4],
     ]
 
 
+def test_wrong_answers_are_counted_by_the_true_class():
+    assert candidate("1", (3, 13, 4, 990)).wrong_by_class(LABELS) == [1, 0, 0, 2, 1, 0, 0, 0, 0, 0]
+
+
 def test_the_first_champion_has_one_table():
-    (by_digit,) = promotion.tables(candidate("1", (3,)), None, LABELS, promotion.FIRST)
-    assert [[*row.values()] for row in by_digit] == [["version 1", 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1]]
+    (by_class,) = promotion.tables(candidate("1", (3,)), None, LABELS, promotion.FIRST)
+    assert [[*row.values()] for row in by_class] == [["version 1", 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1]]

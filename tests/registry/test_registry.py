@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,14 +10,16 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from drilldown.errors import ParameterError, RegistryError, VerificationError
 from drilldown.registry import registry
-from drilldown.registry.champion import champion_history
+from drilldown.registry.champion import champion_history, explain_no_champion, get_champion, set_champion
 from drilldown.registry.verify import Verifier, verify
 from drilldown.tracking.tags import PACKED, PREFIX, ours
 from tests.support.concurrency import at_once, watch_turns
 from tests.support.networks import SMALL_RECIPE, train_small
+from tests.support.programs import free_port
 from tests.support.registered import aliases, predict_in_process, register, verify_in_process
 from tests.support.tracked import track
 
@@ -81,7 +84,7 @@ def test_the_first_model_becomes_champion_and_registering_is_idempotent(store, i
     before = state(store)
     again = register(tracked, digits)
     assert (again.version, again.champion) == ("1", True)
-    assert registry.promote("1", digits, why="once more").reason == "it is the champion already"
+    assert registry.promote("digits-cnn", "1", digits, why="once more").reason == "it is the champion already"
     assert state(store) == before
 
 
@@ -112,11 +115,11 @@ def test_promotions_and_rollbacks(store, in_process, trained, digits):
     smaller = register(track(trained, digits), digits, parameters=1999)
     assert smaller.champion
     assert "and smaller: 1,999 parameters to 2,000" in smaller.reason
-    by_hand = registry.promote("1", digits, why="an experiment")
+    by_hand = registry.promote("digits-cnn", "1", digits, why="an experiment")
     assert not by_hand.champion
     assert "significantly worse than version 4" in by_hand.reason
     assert aliases(store)["champion"] == "4"
-    forced = registry.promote("1", digits, why="an experiment", force=True)
+    forced = registry.promote("digits-cnn", "1", digits, why="an experiment", force=True)
     assert forced.champion
     assert champion_history("digits-cnn")[-1].why.startswith(
         "an experiment; by force, though significantly worse than version 4"
@@ -132,10 +135,10 @@ def test_promotions_and_rollbacks(store, in_process, trained, digits):
     ]
 
     for version in ("4", "2", "1"):  # back through all of them
-        assert registry.roll_back(digits, why="regretted").version == version
+        assert registry.roll_back("digits-cnn", digits, why="regretted").version == version
         assert aliases(store)["champion"] == version
     with pytest.raises(RegistryError, match="digits-cnn has no earlier champion to go back to: .* version 1"):
-        registry.roll_back(digits, why="regretted")
+        registry.roll_back("digits-cnn", digits, why="regretted")
     assert changes()[-3:] == [("rollback", "1", "4"), ("rollback", "4", "2"), ("rollback", "2", "1")]
 
 
@@ -146,59 +149,112 @@ def test_rollback_skips_deleted_versions_and_unmade_changes(store, in_process, t
     with monkeypatch.context() as patch:  # the process is killed after the announcement, before the alias moves
         patch.setattr(MlflowClient, "set_registered_model_alias", lambda *_: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception, match="killed"):
-            registry.roll_back(digits, why="regretted")
+            registry.roll_back("digits-cnn", digits, why="regretted")
     assert aliases(store)["champion"] == "3"
     assert changes()[-1] == ("promotion", "2", "3")
     assert str(champion_history("digits-cnn")[-1]).endswith("regretted (announced, and never made)")
     store.delete_model_version("digits-cnn", "2")
-    assert registry.roll_back(digits, why="regretted").version == "1"
+    assert registry.roll_back("digits-cnn", digits, why="regretted").version == "1"
     assert changes()[-1] == ("rollback", "3", "1")
     assert len(changes()) == 4  # version 2 is deleted, its history is not
     with pytest.raises(RegistryError, match="no earlier champion"):
-        registry.roll_back(digits, why="regretted")
+        registry.roll_back("digits-cnn", digits, why="regretted")
 
     store.set_registered_model_alias("digits-cnn", "champion", "3")  # by other means, as in MLflow's UI
-    registry.promote("1", digits, why="by hand", force=True)
+    registry.promote("digits-cnn", "1", digits, why="by hand", force=True)
     assert [change.made for change in champion_history("digits-cnn")] == [True, True, True, False, True, True]
-    assert registry.roll_back(digits, why="regretted").version == "3"
+    assert registry.roll_back("digits-cnn", digits, why="regretted").version == "3"
     store.delete_model_version("digits-cnn", "3")  # the champion itself
     assert aliases(store).get("champion") is None
-    assert registry.roll_back(digits, why="lost").version == "1"
+    assert registry.roll_back("digits-cnn", digits, why="lost").version == "1"
     assert aliases(store)["champion"] == "1"
 
 
 def test_rollback_never_returns_to_the_current_champion(store, in_process, tracked, trained, digits):
     register(tracked, digits, parameters=1000)
     register(track(trained, digits), digits, parameters=900)
-    registry.promote("1", digits, why="by hand", force=True)
+    registry.promote("digits-cnn", "1", digits, why="by hand", force=True)
     assert register(tracked, digits).version == "1"  # registered before, so it does not become challenger again
     assert aliases(store) == {"challenger": "2", "champion": "1"}
     store.delete_model_version("digits-cnn", "2")
     with pytest.raises(RegistryError, match="no earlier champion to go back to: the champion is version 1"):
-        registry.roll_back(digits, why="regretted")
+        registry.roll_back("digits-cnn", digits, why="regretted")
 
 
 def test_rollback_and_promotion_without_versions(store, digits):
-    with pytest.raises(RegistryError, match="digits-cnn has no version yet: a run that passes the gate registers"):
-        registry.roll_back(digits, why="regretted")
+    with pytest.raises(RegistryError, match="digits-cnn has no version: a run that passes the gate registers one"):
+        registry.roll_back("digits-cnn", digits, why="regretted")
     with pytest.raises(ParameterError, match="version is '1': it takes a version of digits-cnn, which has none"):
-        registry.promote("1", digits, why="by hand")
+        registry.promote("digits-cnn", "1", digits, why="by hand")
+
+
+def measured_on(store, name, *locations):
+    """Register versions that were measured on data at these locations."""
+    store.create_registered_model(name)
+    for location in locations:
+        store.create_model_version(name, "file:///nowhere", tags={f"{PREFIX}dataset.location": location})
+
+
+def test_the_data_of_a_version_is_where_that_version_says(store):
+    measured_on(store, "fashion-cnn", "/first", "/second", "/third")
+    store.set_registered_model_alias("fashion-cnn", "challenger", "2")
+    assert registry.dataset_location("fashion-cnn", "1") == "/first"
+    assert registry.dataset_location("fashion-cnn", "challenger") == "/second"
+    with pytest.raises(RegistryError, match="fashion-cnn has no earlier champion to go back to: the champion is none"):
+        registry.dataset_location("fashion-cnn")
+    set_champion("fashion-cnn", None, "1", "promotion", "a test")
+    set_champion("fashion-cnn", store.get_model_version("fashion-cnn", "1"), "3", "promotion", "a test")
+    assert registry.dataset_location("fashion-cnn") == "/first"
+
+
+def test_a_model_that_is_not_there_is_refused(store):
+    nothing = "it takes a registered model, and there is none yet: a run that passes the gate registers one"
+    with pytest.raises(ParameterError, match=f"^model is 'mnist-cnn': {nothing}$"):
+        registry.dataset_location("mnist-cnn")
+    for number in range(101):  # a page of the store's answer has 100
+        store.create_registered_model(f"{number:03}-cnn")
+    measured_on(store, "houses", "/houses")
+    there = "it takes a registered model, as 000-cnn, .*, 100-cnn$"
+    for name in ("mnist-cnn", "000", "houses", "", "-cnn", "a/b-cnn", "' or 1=1 ---cnn"):
+        with pytest.raises(ParameterError, match=f"^model is {re.escape(repr(name))}: {there}"):
+            registry.dataset_location(name, "1")
+
+
+def test_a_store_that_does_not_answer_is_no_missing_model(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_tracking_uri(f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(MlflowException, match="failed with exception"):
+        registry.dataset_location("digits-cnn")
+
+
+def test_the_champion_of_one_model_among_many(store):
+    for number in range(102):
+        store.create_registered_model(f"{number:03}-cnn")
+        store.create_model_version(f"{number:03}-cnn", "file:///nowhere")
+    store.set_registered_model_alias("000-cnn", "champion", "1")
+    for number in range(1, 102):  # the others changed later
+        store.update_registered_model(f"{number:03}-cnn", "changed")
+    champion = get_champion("000-cnn")
+    assert champion is not None
+    assert str(champion.version) == "1"
+    assert [get_champion(name) for name in ("001-cnn", "missing-cnn", "", "a/b")] == [None] * 4
+    assert explain_no_champion("001-cnn", str.upper).startswith("001-cnn has no champion; 000-cnn has one: 000-CNN; ")
 
 
 def test_the_challenger_is_promoted_by_its_alias(store, in_process, tracked, trained, digits):
     missing = "version is 'challenger': it takes a version of digits-cnn, which has none"
     with pytest.raises(ParameterError, match=missing):
-        registry.promote("challenger", digits, why="by hand")
+        registry.promote("digits-cnn", "challenger", digits, why="by hand")
     register(tracked, digits, parameters=1000)
-    assert registry.promote("challenger", digits, why="by hand").reason == "it is the champion already"
+    assert registry.promote("digits-cnn", "challenger", digits, why="by hand").reason == "it is the champion already"
     register(track(trained, digits), digits, parameters=2000)
-    done = registry.promote("challenger", digits, why="by hand", force=True)
+    done = registry.promote("digits-cnn", "challenger", digits, why="by hand", force=True)
     assert (done.version, done.champion) == ("2", True)
     assert aliases(store) == {"challenger": "2", "champion": "2"}
     assert changes()[-1] == ("promotion", "1", "2")
     store.delete_registered_model_alias("digits-cnn", "challenger")
     with pytest.raises(ParameterError, match="digits-cnn has no challenger; its versions are 1, 2"):
-        registry.promote("challenger", digits, why="by hand")
+        registry.promote("digits-cnn", "challenger", digits, why="by hand")
 
 
 def test_only_verified_models_are_promoted(store, in_process, tracked, trained, digits):
@@ -212,7 +268,7 @@ def test_only_verified_models_are_promoted(store, in_process, tracked, trained, 
     register(tracked, digits)  # the same model, with its true figures
     assert aliases(store)["champion"] == "1"
     with pytest.raises(ParameterError, match="version is '7': it takes a version of digits-cnn, which has 1"):
-        registry.promote("7", digits, why="by hand")
+        registry.promote("digits-cnn", "7", digits, why="by hand")
     other = replace(digits, digest="0ther")
     with pytest.raises(RegistryError, match="digits-cnn version 1 was measured on other data than this"):
         verify([store.get_model_version("digits-cnn", "1")], other, Verifier())
@@ -229,11 +285,11 @@ def test_only_verified_models_are_promoted(store, in_process, tracked, trained, 
     assert not refused.champion
     assert "uncompared: digits-cnn version 1 was altered: the SHA-256 of its files is " in refused.reason
     assert aliases(store) == {"challenger": "3", "champion": "1"}
-    forced = registry.promote("3", digits, why="the champion is damaged", force=True)
+    forced = registry.promote("digits-cnn", "3", digits, why="the champion is damaged", force=True)
     assert forced.reason.startswith("by force, though not compared: digits-cnn version 1 was altered")
     assert aliases(store) == {"challenger": "3", "champion": "3"}
     with pytest.raises(VerificationError, match="digits-cnn version 1 was altered"):
-        registry.roll_back(digits, why="regretted")
+        registry.roll_back("digits-cnn", digits, why="regretted")
     assert aliases(store)["champion"] == "3"
 
 
@@ -246,7 +302,7 @@ def test_an_interrupted_registration_is_finished_by_the_same_run(
             register(tracked, digits)
     store.delete_model_version_tag("digits-cnn", "1", f"{PREFIX}parameters")
     with pytest.raises(RegistryError, match="version 1 was not registered to the end: it has no parameters"):
-        registry.promote("1", digits, why="by hand")
+        registry.promote("digits-cnn", "1", digits, why="by hand")
     run_id, verdict, _, evaluation = tracked
     exported_again = track(trained, digits)[2]
     again = registry.register(exported_again, run_id, "small", verdict, evaluation, digits)
@@ -308,10 +364,10 @@ def test_versions_and_history_of_the_first_edition(store, in_process, trained, d
     assert changes() == first_edition
     (candidate,) = verify([store.get_model_version("digits-cnn", "1")], digits, Verifier())
     assert (candidate.version, candidate.parameters) == ("1", 1000)
-    assert registry.promote("2", digits, why="once more").reason == "it is the champion already"
+    assert registry.promote("digits-cnn", "2", digits, why="once more").reason == "it is the champion already"
     assert state(store) == before
-    assert registry.roll_back(digits, why="regretted").version == "1"
-    assert registry.promote("2", digits, why="after all").champion
+    assert registry.roll_back("digits-cnn", digits, why="regretted").version == "1"
+    assert registry.promote("digits-cnn", "2", digits, why="after all").champion
     assert changes() == [*first_edition, ("rollback", "2", "1"), ("promotion", "1", "2")]
     assert register(track(trained, digits), digits, parameters=800).champion
     assert [version for _, _, version in changes()] == ["1", "2", "1", "2", "3"]
@@ -332,7 +388,7 @@ def test_a_model_that_needs_pickle_is_not_promoted(store, digits):
         store.set_model_version_tag("digits-cnn", version.version, key, value)
     unchecked = pytest.warns(UserWarning, match="version 1 has no model.digest: whether its files were altered")
     with unchecked, pytest.raises(VerificationError, match="(?i)pickle"):
-        registry.promote(str(version.version), digits, why="by hand")
+        registry.promote("digits-cnn", str(version.version), digits, why="by hand")
     assert aliases(store) == {}
 
 

@@ -1,6 +1,7 @@
 """Pictures of digits, and a model that needs no training."""
 
 import numpy as np
+from mlflow.models import Model
 from PIL import Image
 
 from drilldown.learning.data import Dataset
@@ -21,6 +22,8 @@ def on_canvas(image: np.ndarray, *, size=(90, 60), at=(40, 5), zoom: int = 1, ba
 
 class Brightest:
     """A model that always predicts 7; the brighter the image, the higher the probability."""
+
+    metadata = Model()  # of digits: data of the user's own would have its name and classes here
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         assert images.dtype == np.uint8

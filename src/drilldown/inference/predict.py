@@ -21,7 +21,7 @@ from drilldown.errors import ParameterError, PredictError, VerificationError
 from drilldown.inference.framing import read_image
 from drilldown.messages import printable
 from drilldown.registry import integrity
-from drilldown.registry.champion import explain_no_champion, models_with_a_champion
+from drilldown.registry.champion import explain_no_champion, get_champion
 from drilldown.reporting.report import columns
 from drilldown.reporting.statistics import format_probability
 from drilldown.tracking import invocation
@@ -72,7 +72,7 @@ def load(model_uri: str) -> tuple[PyFuncModel, dict[str, str]]:
     Raises: ParameterError when the store has no such model, PredictError when its files were altered after its
     registration.
     """
-    if (asked := CHAMPION.fullmatch(model_uri)) and (name := asked[1]) not in models_with_a_champion():
+    if (asked := CHAMPION.fullmatch(model_uri)) and get_champion(name := asked[1]) is None:
         missing = explain_no_champion(name, lambda other: invocation.argument(model=f"models:/{other}@champion"))
         raise ParameterError(f"model is {model_uri!r}: {missing}")
     try:

@@ -1,4 +1,4 @@
-"""The champion of a registered model: which version it is, and the history of its changes."""
+"""The registered models, their versions and champions, and the history of a champion's changes."""
 
 import getpass
 import json
@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
+import mlflow
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.exceptions import MlflowException
 
 from drilldown.choices import DATASETS
 from drilldown.tracking import invocation
@@ -34,10 +36,30 @@ class Change:
         return f"{self.at}  {self.kind}  {self.before or 'none'} → {self.after}  by {self.by}: {self.why}{unmade}"
 
 
-def models_with_a_champion() -> list[str]:
-    """The names of the registered models that have a champion; the one that changed last comes first."""
-    models = MlflowClient().search_registered_models(order_by=["last_updated_timestamp DESC"])
-    return [model.name for model in models if "champion" in model.aliases]
+def model_name(dataset: str) -> str:
+    """The registered model for that dataset; models of different datasets are never compared."""
+    return f"{dataset}{SUFFIX}"
+
+
+def dataset_of(model: str) -> str:
+    """The dataset that the registered model is for."""
+    return model.removesuffix(SUFFIX)
+
+
+def project_models() -> list[RegisteredModel]:
+    """The registered models of this project; the one that changed last comes first."""
+    models = mlflow.search_registered_models(order_by=["last_updated_timestamp DESC"])
+    return [model for model in models if model.name.endswith(SUFFIX)]
+
+
+def find_model(name: str) -> RegisteredModel | None:
+    """The registered model of that name, if there is one."""
+    try:
+        return MlflowClient().get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, or no name
+            return None
+        raise
 
 
 def explain_no_champion(name: str, choose: Callable[[str], str]) -> str:
@@ -45,18 +67,18 @@ def explain_no_champion(name: str, choose: Callable[[str], str]) -> str:
 
     Only models of this project are offered.
     """
-    others = [other for other in models_with_a_champion() if other.endswith(SUFFIX)]
+    others = [other.name for other in project_models() if "champion" in other.aliases]
     there = "".join(f"{other} has one: {choose(other)}; " for other in others[:1])
-    dataset = name.removesuffix(SUFFIX)
+    dataset = dataset_of(name)
     wanted = {"dataset": dataset} if dataset in DATASETS else {"dataset": "PATH", "target": "PERCENT"}
     return f"{name} has no champion; {there}to train one: {invocation.command('step4', **wanted)}"
 
 
 def get_champion(name: str) -> ModelVersion | None:
     """The version with the alias `champion`, if there is one."""
-    client = MlflowClient()
-    version = client.get_registered_model(name).aliases.get("champion")
-    return client.get_model_version(name, version) if version else None
+    model = find_model(name)
+    version = model.aliases.get("champion") if model else None
+    return MlflowClient().get_model_version(name, version) if version else None
 
 
 def versions(name: str) -> dict[str, ModelVersion]:

@@ -24,7 +24,7 @@ def of_version(
 ) -> str:
     """The decision about a version, with its figures and the champion's; `promoted` differs from it if forced.
 
-    A list: MLflow's page shows the cells of a table without space between them. `labels` are the true digits (N,).
+    A list: MLflow's page shows the cells of a table without space between them. `labels` are the true classes (N,).
     """
     verdict = "Not promoted" if not promoted else "Promoted" if decision.promoted else "Promoted by force"
     models = [model for model in (candidate, champion) if model]
@@ -35,7 +35,7 @@ def of_version(
             f"{decision.challenger_alone:,}; only version {champion.version}: {decision.champion_alone:,}; "
             f"neither: {decision.both_wrong:,}"
         )
-    lines += [f"Wrong answers of version {model.version} by true digit: {_wrong(model, labels)}" for model in models]
+    lines += [f"Wrong answers of version {model.version} by true class: {_wrong(model, labels)}" for model in models]
     return "\n".join([f"{verdict}: {decision.reason}.\n", *(f"- {line}" for line in lines)])
 
 
@@ -48,5 +48,5 @@ def _figures(model: Candidate, labels: np.ndarray) -> str:
 
 
 def _wrong(model: Candidate, labels: np.ndarray) -> str:
-    counts = np.bincount(labels[model.predictions != labels], minlength=10)
-    return ", ".join(f"{count} × {digit}" for digit, count in enumerate(counts) if count) or "none"
+    counts = enumerate(model.wrong_by_class(labels))
+    return ", ".join(f"{count} × {label}" for label, count in counts if count) or "none"

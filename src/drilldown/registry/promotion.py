@@ -17,6 +17,11 @@ class Candidate:
     parameters: int
     predictions: np.ndarray  # int (N,)
 
+    def wrong_by_class(self, labels: np.ndarray) -> list[int]:
+        """How many images of each true class it classifies wrongly (10)."""
+        counts: list[int] = np.bincount(labels[self.predictions != labels], minlength=10).tolist()
+        return counts
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -37,7 +42,7 @@ FIRST = Decision(True, "there was no champion")
 def decide(challenger: Candidate, champion: Candidate, labels: np.ndarray) -> Decision:
     """Promote the challenger if it is significantly better, or if it is smaller and not significantly worse.
 
-    By McNemar's exact test, two-sided, at the level ALPHA. `labels` are the true digits (N,).
+    By McNemar's exact test, two-sided, at the level ALPHA. `labels` are the true classes (N,).
     """
     challenger_right, champion_right = challenger.predictions == labels, champion.predictions == labels
     challenger_alone = int((challenger_right & ~champion_right).sum())
@@ -69,7 +74,7 @@ def decide(challenger: Candidate, champion: Candidate, labels: np.ndarray) -> De
 def tables(
     challenger: Candidate, champion: Candidate | None, labels: np.ndarray, decision: Decision
 ) -> list[list[dict[str, object]]]:
-    """The answers of the two models in tables, by rows: right and wrong, if there are two; wrong answers by digit."""
+    """The answers of the two models in tables, by rows: right and wrong, if there are two; wrong answers by class."""
     both: list[dict[str, object]] = []
     if champion:
         right, wrong = f"version {champion.version} right", f"version {champion.version} wrong"
@@ -79,9 +84,9 @@ def tables(
         ):
             heading = {"test images": f"version {challenger.version} {answered}"}
             both.append(heading | {right: of_right, wrong: of_wrong})
-    by_digit: list[dict[str, object]] = []
+    by_class: list[dict[str, object]] = []
     for model in filter(None, (challenger, champion)):
-        counts = np.bincount(labels[model.predictions != labels], minlength=10)
-        digits = {str(digit): count for digit, count in enumerate(counts)}
-        by_digit.append({"wrong answers by true digit": f"version {model.version}", **digits, "all": counts.sum()})
-    return [rows for rows in (both, by_digit) if rows]
+        counts = model.wrong_by_class(labels)
+        classes = {str(label): count for label, count in enumerate(counts)}
+        by_class.append({"wrong answers by true class": f"version {model.version}", **classes, "all": sum(counts)})
+    return [rows for rows in (both, by_class) if rows]

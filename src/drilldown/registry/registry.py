@@ -3,7 +3,7 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import mlflow
@@ -13,16 +13,23 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from drilldown.choices import DATASETS
 from drilldown.errors import ChampionError, ParameterError, RegistryError
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation
 from drilldown.registry import description, integrity, promotion
-from drilldown.registry.champion import SUFFIX, get_champion, previous_champion, set_champion, versions
+from drilldown.registry.champion import (
+    dataset_of,
+    find_model,
+    get_champion,
+    model_name,
+    previous_champion,
+    project_models,
+    set_champion,
+    versions,
+)
 from drilldown.registry.verify import Verifier, verify
 from drilldown.reporting.gate import Verdict
 from drilldown.reporting.report import columns
-from drilldown.tracking import invocation
 from drilldown.tracking.store import store_lock
 from drilldown.tracking.tags import ours, packed, prefixed
 
@@ -38,30 +45,20 @@ class Registration:
     details: str = ""  # the comparison with the champion in tables, for the screen
 
 
-def model_name(dataset: str) -> str:
-    """The registered model for that dataset; models of different datasets are never compared."""
-    return f"{dataset}{SUFFIX}"
-
-
 def dataset_location(name: str, version: str | None = None) -> str:
     """Return what `data.load` takes to load the data that a version, or else the previous champion, was measured on.
 
-    Raises: ParameterError when there is no such registered model.
+    `version` is a number or "challenger".
+
+    Raises: ParameterError when there is no such registered model or version, RegistryError when there is no previous
+    champion.
     """
-    dataset = name.removesuffix("-cnn")
-    try:
-        MlflowClient().get_registered_model(name)
-    except MlflowException as error:
-        if dataset in DATASETS:
-            return dataset
-        raise ParameterError(
-            f"model is {name!r}: it takes a registered model, as mnist-cnn; the store says: {error.message}"
-        ) from None
-    existing = versions(name)
-    chosen = existing.get(version) if version else previous_champion(name, get_champion(name))
-    if chosen is None:  # the caller says so; it needs the data for that, too
-        chosen = max(existing.values(), key=lambda found: int(found.version), default=None)
-    return ours(chosen.tags).get("dataset.location", dataset) if chosen else dataset
+    if name != model_name(dataset_of(name)) or find_model(name) is None:
+        there = ", ".join(sorted(model.name for model in project_models()))
+        models = f"as {there}" if there else "and there is none yet: a run that passes the gate registers one"
+        raise ParameterError(f"model is {name!r}: it takes a registered model, {models}")
+    chosen = _get(name, version) if version is not None else _previous(name, get_champion(name))
+    return ours(chosen.tags).get("dataset.location", dataset_of(name))
 
 
 def register(
@@ -100,7 +97,7 @@ def register(
             _tag_version(client, name, version, {key: tags[key] for key in tags if known.get(key) != tags[key]})
             client.set_registered_model_alias(name, "challenger", version)
     try:
-        return promote(version, dataset, why=f"{step} passed the gate", verifier=verifier)
+        return promote(name, version, dataset, why=f"{step} passed the gate", verifier=verifier)
     except ChampionError as error:
         return Registration(name, version, False, str(error))
 
@@ -131,9 +128,9 @@ def _create(client: MlflowClient, dataset: str, model: ModelInfo, run_id: str, t
 
 
 def promote(
-    version: str, dataset: Dataset, *, why: str, force: bool = False, verifier: Verifier | None = None
+    name: str, version: str, dataset: Dataset, *, why: str, force: bool = False, verifier: Verifier | None = None
 ) -> Registration:
-    """Make a version of the dataset's model, a number or "challenger", the champion, if it deserves it.
+    """Make a version of a registered model, a number or "challenger", the champion, if it deserves it.
 
     A fresh process predicts the test images with the version and with the champion; `promotion.decide` compares them,
     and the result is kept on the version. `force` overrules that comparison, but no other check.
@@ -142,9 +139,9 @@ def promote(
     VerificationError when it does not have the accuracy that was logged, ChampionError when the champion fails these
     checks.
     """
-    client, name = MlflowClient(), model_name(dataset.name)
+    client = MlflowClient()
     with store_lock(name), _verifier(verifier) as verifier:  # two challengers must not both beat the same champion
-        challenger, champion = _get(client, name, version), get_champion(name)
+        challenger, champion = _get(name, version), get_champion(name)
         version = str(challenger.version)
         if champion and champion.version == challenger.version:
             return Registration(name, version, True, "it is the champion already")
@@ -173,41 +170,32 @@ def promote(
     return Registration(name, version, promoted, reason, "\n\n".join(map(columns, tables)))
 
 
-def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -> Registration:
-    """Make the previous champion the champion again, after a fresh process has verified it.
+def roll_back(name: str, dataset: Dataset, *, why: str, verifier: Verifier | None = None) -> Registration:
+    """Make the previous champion of a registered model the champion again, after a fresh process has verified it.
 
     Raises: RegistryError when there is no previous champion, or when it was measured on other data; VerificationError
     when it does not have the accuracy that was logged.
     """
-    name = model_name(dataset.name)
-    check_registered(name)
     with store_lock(name), _verifier(verifier) as verifier:
         champion = get_champion(name)
-        current = f"version {champion.version}" if champion else "none"
-        previous = previous_champion(name, champion)
-        if previous is None:
-            raise RegistryError(f"{name} has no earlier champion to go back to: the champion is {current}")
+        previous = _previous(name, champion)
         verify([previous], dataset, verifier)
         version = str(previous.version)
         set_champion(name, champion, version, "rollback", why)
-    return Registration(name, version, True, f"it was champion before; the champion was {current}")
+    return Registration(name, version, True, f"it was champion before; the champion was {_number(champion)}")
 
 
-def check_registered(name: str) -> None:
-    """Raise RegistryError if the registered model has no version."""
+def _previous(name: str, champion: ModelVersion | None) -> ModelVersion:
+    """The champion before this one. Raises RegistryError when there is none."""
     if not versions(name):
-        raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one{_others(name)}")
+        raise RegistryError(f"{name} has no version: a run that passes the gate registers one")
+    if previous := previous_champion(name, champion):
+        return previous
+    raise RegistryError(f"{name} has no earlier champion to go back to: the champion is {_number(champion)}")
 
 
-def _others(name: str) -> str:
-    """The versions of this project's other registered models, and how to choose one of these models."""
-    models = (model.name for model in MlflowClient().search_registered_models())
-    found = {other: versions(other) for other in models if other.endswith(SUFFIX) and other != name}
-    return "".join(
-        f"; {other} has {_numbers(existing)} ({invocation.argument(model=other)})"
-        for other, existing in found.items()
-        if existing
-    )
+def _number(champion: ModelVersion | None) -> str:
+    return f"version {champion.version}" if champion else "none"
 
 
 def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verifier]:
@@ -215,25 +203,18 @@ def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verif
     return contextlib.nullcontext(given) if given else Verifier()
 
 
-def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
+def _get(name: str, version: str) -> ModelVersion:
     """The version with this number; "challenger" is the one with that alias."""
     found = versions(name)
-    existing = _numbers(found)
+    existing = ", ".join(sorted(found, key=int)) or "none"
     if version == "challenger" and found:
-        alias = client.get_registered_model(name).aliases.get("challenger")
+        alias = MlflowClient().get_registered_model(name).aliases.get("challenger")
         if alias is None:
-            raise ParameterError(
-                f"version is 'challenger': {name} has no challenger; its versions are {_numbers(found)}"
-            )
+            raise ParameterError(f"version is 'challenger': {name} has no challenger; its versions are {existing}")
         version = str(alias)
     if version not in found:
-        others = "" if found else _others(name)
-        raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {existing}{others}")
+        raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {existing}")
     return found[version]
-
-
-def _numbers(found: Iterable[str]) -> str:
-    return ", ".join(sorted(found, key=int)) or "none"
 
 
 def _tag_version(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> None:
