@@ -142,7 +142,7 @@ def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 seed_option = option(
     "seed",
     default="0",
-    type=Number(whole=True, optional=False, low=0, high=2**32 - 1),
+    type=Number(optional=False, **BOUNDS["seed"]),
     help="seed of all random numbers",
 )
 reuse_option = option(
@@ -169,7 +169,7 @@ training_options = combine(
     option("lr", type=Number(**BOUNDS["lr"]), help="learning rate, or its peak  [default: the recipe's]"),
     option("device", default="auto", type=click.Choice(DEVICES), help="where to compute"),
     option("engine", default="auto", type=click.Choice(ENGINES), help="what computes the training passes on a CPU"),
-    option("threads", type=Number(whole=True, low=1, high=1024), help="CPU threads  [default: all cores]"),
+    option("threads", type=Number(**BOUNDS["threads"]), help="CPU threads  [default: all cores]"),
     option(
         "target",
         type=Number(**BOUNDS["target"]),
