@@ -252,9 +252,9 @@ def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
         outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse_from=reuse_from))
         trained = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
         experiments = experiments | search.experiments()  # reused runs, and those of now
-        entries = {
-            step: compare.collect(step, dataset.digest, experiments, like=trained[step]) if step in trained else None
-            for step in STEP_NAMES
+        entries = dict.fromkeys(STEP_NAMES) | {
+            step: compare.collect(step, dataset.name, dataset.digest, experiments, like=run_id)
+            for step, run_id in trained.items()
         }
         failed = {outcome.step: outcome.error for outcome in outcomes if outcome.error}
         _log_comparison(parent, entries, dataset.name, failed)
@@ -328,14 +328,15 @@ def compare_steps(dataset: str, experiment: str) -> None:
     experiments = search.experiments(experiment)
     with runs.run("compare", {"kind": "compare"}) as run_id:
         if not (newest := compare.newest(dataset, experiments)):
-            looked, there = (", ".join(found.values()) for found in (experiments, search.experiments("all")))
+            # Searched again: the experiment that this run goes into may be new.
+            looked, there = (", ".join(search.experiments(name).values()) for name in (experiment, search.EVERY))
             raise CompareError(
                 f"dataset is {dataset!r}: no finished run to compare in the experiment {looked}; train a step, or look "
                 f"into another experiment: all, {there}"
             )
         name, digest = compare.dataset_of(newest)
         recipes = {step: load_step(step).recipe for step in STEP_NAMES}
-        entries = {step: compare.collect(step, digest, experiments, recipe=recipes[step]) for step in STEP_NAMES}
+        entries = {step: compare.collect(step, name, digest, experiments, recipe=recipes[step]) for step in STEP_NAMES}
         _log_comparison(run_id, entries, name, {})
 
 
