@@ -145,9 +145,12 @@ def test_a_run_is_resumed_with_its_data(store, folder, arrays, run, refused, mon
         yield next(fit(*args))
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(workflow.train, "fit", interrupted_after_an_epoch)
-        refused("step4", "--dataset", folder, *SHORT)
+    def interrupted(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(workflow.train, "fit", interrupted_after_an_epoch)
+            refused(*arguments)
+
+    interrupted("step4", "--dataset", folder, *SHORT)
     (begun,) = store.search_runs(["0"])
     resume = ("step4", "--resume", begun.info.run_id)
     moved = folder.rename(tmp_path / "moved")
@@ -157,7 +160,8 @@ def test_a_run_is_resumed_with_its_data(store, folder, arrays, run, refused, mon
     shutil.rmtree(folder)
     (tmp_path / "other").mkdir()
     moved = moved.rename(tmp_path / "other" / folder.name)
-    assert "resumes after epoch 1" in run(*resume, "--dataset", moved)
+    interrupted(*resume, "--dataset", moved)
+    assert "resumes after epoch 2" in run(*resume)  # the run knows where its data is now
     assert store.get_run(begun.info.run_id).info.status == "FINISHED"
 
 

@@ -92,12 +92,13 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
             engine=acceleration.engine,
         )
 
+    tags = {"kind": "train", "step": name}
     with contextlib.ExitStack() as stack:
         if resume:  # all that could forbid it is checked before the run is changed
             dataset = _load_dataset(options)
+            tags["dataset.location"] = dataset.location  # it may have moved since
             runs.check_fingerprint(resume, fingerprint(dataset))
             stack.enter_context(checkpoint.lock(CHECKPOINTS / resume, fresh=False))
-        tags = {"kind": "train", "step": name}
         run_id = stack.enter_context(runs.run(f"{name} seed {options.seed}", tags, resume or None))
         folder = CHECKPOINTS / run_id
         if not resume:
