@@ -158,7 +158,7 @@ experiment_option = option(
 validation_option = option(
     "validation",
     default="0",
-    type=Number(whole=True, optional=False, low=0, high=59_999),  # one less than MNIST's training images
+    type=Number(whole=True, optional=False, low=0, high=999_999),  # `hold_out` knows how many images there are
     help="measure on this many training images instead of the test images; registers nothing",
 )
 training_options = combine(
