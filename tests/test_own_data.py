@@ -2,13 +2,16 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import mlflow
 import numpy as np
 import pytest
 from PIL import Image
 
-from drilldown import __main__, workflow
+from drilldown import __main__, steps, workflow
+from drilldown.errors import DrilldownError
+from drilldown.learning.recipe import Target
 from drilldown.tracking.tags import ours
 from tests.support.own_data import NAMES, mirrored, write_folder, write_npz
 from tests.support.registered import verify_in_process
@@ -128,6 +131,19 @@ def test_a_target_is_required(command, store, folder, refused, monkeypatch):
         "target=90"
     )
     assert {found.info.status for found in store.search_runs(["0"])} == {"FAILED"}
+
+
+@pytest.mark.parametrize("command", ["repeat", "all"])
+def test_the_target_of_a_step_is_enough(command, store, folder, refused, monkeypatch):
+    def load_step(name):
+        return replace(steps.load_step(name), target=Target(accuracy=90.0))
+
+    def train(tasks, *_, **__):
+        raise DrilldownError(f"{len(tasks)} to train")
+
+    monkeypatch.setattr(workflow, "load_step", load_step)
+    monkeypatch.setattr(workflow.nested, "train", train)
+    assert refused(command, "--dataset", folder) == f"{10 if command == 'repeat' else len(steps.STEP_NAMES)} to train"
 
 
 def test_fewer_than_ten_classes(store, digits, run, monkeypatch, tmp_path):

@@ -48,11 +48,12 @@ class TrainOptions:
         return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
     def goal(self, target: Target, dataset: Dataset) -> Goal:
-        """What a model must reach on this dataset.
+        """What a model must reach on this dataset: the user's accuracy, or else the step's, or else the dataset's.
 
-        Raises: ParameterError when the dataset has no target of its own, and the user gave none.
+        Raises: ParameterError when there is none of them.
         """
-        accuracy = dataset.target_accuracy if self.target is None else self.target
+        candidates = (self.target, target.accuracy, dataset.target_accuracy)
+        accuracy = next((candidate for candidate in candidates if candidate is not None), None)
         if accuracy is None:
             raise ParameterError(
                 f"target is not given: for {dataset.name}, data of your own, it takes the accuracy to reach in "
@@ -173,6 +174,6 @@ training_options = combine(
     option(
         "target",
         type=Number(**BOUNDS["target"]),
-        help="accuracy in percent  [default: the dataset's]",
+        help="accuracy in percent  [default: the step's, or else the dataset's]",
     ),
 )

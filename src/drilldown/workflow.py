@@ -34,7 +34,7 @@ from drilldown.experiments.progress import Progress
 from drilldown.inference import predict
 from drilldown.learning import checkpoint, data, train
 from drilldown.learning.evaluate import evaluate
-from drilldown.learning.recipe import Goal, Target
+from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
 from drilldown.registry import registry
 from drilldown.registry.champion import champion_history, explain_no_champion, models_with_a_champion
@@ -277,7 +277,6 @@ def _train_nested(
     `reuse_from` are the ids of the experiments whose finished runs may be reused.
     """
     device = hardware.select_device(options.device)
-    own_goal = options.goal(Target(), dataset)  # of a step that cannot be loaded; a target that is missing is said here
     goals: dict[str, Goal] = {}
     lengths: dict[str, int] = {}  # in epochs
     missing, reused = [], []
@@ -289,7 +288,7 @@ def _train_nested(
             raise
         except Exception as error:  # a broken step must not stop the others
             outcome = nested.Outcome(name, seed, "", error=f"{type(error).__name__}: {error}")
-            click.echo(nested.outcome_line(outcome, own_goal))
+            click.echo(nested.outcome_line(outcome, None))
             yield outcome
             continue
         goal = goals[name] = options.goal(step.target, dataset)
