@@ -293,6 +293,7 @@ def test_an_archive_that_unpacks_to_gigabytes_is_read_only_as_far_as_its_header_
             r"has the type <U1 and the shape \(11,\): class names are at most 10",
         ),
         ({"classes": np.array([{}] * 6)}, "classes has the type object"),
+        ({"classes": np.array(["a" * 2501, *"bcdef"])}, "classes has the type <U2501"),
     ],
 )
 def test_an_npz_that_is_not_what_it_says(changes, why, tmp_path):
