@@ -150,7 +150,7 @@ reuse_option = option(
     "reuse",
     default="true",
     type=click.BOOL,
-    help="reuse finished runs with the same code, versions, data, recipe, target, engine and seed",
+    help="reuse finished runs of the same training",
 )
 experiment_option = option(
     "experiment",
