@@ -339,6 +339,15 @@ def test_nothing_to_compare_is_a_failed_run(store, capsys):
     assert run_status(store) == [("compare", "FAILED")] * 2
 
 
+def test_nothing_to_compare_in_an_experiment_that_is_new(store, capsys, monkeypatch):
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "fresh")
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    _, line = refused(capsys, "compare")
+    assert "no finished run to compare in the experiment fresh; train a step, or look into another" in line
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+
+
 @pytest.mark.parametrize("command", ["compare", "all", "repeat", "status", "record --step step2"])
 def test_a_missing_experiment_is_refused_before_a_run_is_opened(command, store, capsys):
     code, line = refused(capsys, *command.split(), "--experiment", "nowhere")

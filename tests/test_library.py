@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -14,9 +15,11 @@ from PIL import Image
 
 import drilldown
 from drilldown import __main__
-from drilldown.errors import ParameterError, StepError
+from drilldown.errors import ParameterError, PredictError, StepError, StoreError
 from drilldown.steps import ROOT
+from drilldown.tracking.store import SHORT_TIMEOUTS
 from tests.support.networks import SMALL_RECIPE, SmallNetwork
+from tests.support.project import NOWHERE
 from tests.support.registered import register, verify_in_process
 from tests.support.tracked import track
 
@@ -79,13 +82,51 @@ def test_a_network_that_exists_already_is_refused(digits):
         drilldown.fit(SmallNetwork(), SMALL_RECIPE, digits)
 
 
-def test_a_picture_is_framed_from_a_file_and_from_memory():
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"seed": 2**70},
+            "seed is 1180591620717411303424: it takes a whole number at least 0 and at most 4,294,967,295",
+        ),
+        ({"seed": -1}, "seed is -1: it takes"),
+        ({"seed": 0.5}, "seed is 0.5: it takes"),
+        ({"threads": -1}, "threads is -1: it takes a whole number at least 1 and at most 1,024"),
+        ({"threads": 0}, "threads is 0: it takes"),
+        ({"device": "tpu"}, "device is 'tpu': it takes"),
+        ({"engine": "jax"}, "engine is 'jax': it takes"),
+    ],
+)
+def test_arguments_out_of_bounds_are_refused(given, message, digits):
+    with pytest.raises(ParameterError, match=f"^{message}"):
+        drilldown.fit(SmallNetwork, SMALL_RECIPE, digits, **given)
+
+
+def test_a_picture_is_framed_from_a_file_and_from_memory(monkeypatch):
     file = ROOT / "docs" / "digits" / "four.png"
     with Image.open(file) as picture:
         framed = drilldown.frame(picture)
     assert framed.shape == (28, 28)
     assert np.array_equal(drilldown.frame(file), framed)
     assert np.array_equal(drilldown.frame(str(file)), framed)
+    monkeypatch.setenv("HOME", str(file.parent))
+    assert np.array_equal(drilldown.frame("~/four.png"), framed)
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    content = (ROOT / "docs" / "digits" / "four.png").read_bytes()
+    truncated = tmp_path / "truncated.png"
+    truncated.write_bytes(content[: len(content) // 2])
+    for picture, why in [
+        (truncated, ""),
+        ("nothere.png", "it is not a file"),
+        ("~nobody-of-this-name/four.png", ""),
+        ("a\0b.png", ""),
+    ]:
+        with pytest.raises(PredictError, match=f"^picture is {re.escape(repr(str(picture)))}: {why or '.'}"):
+            drilldown.frame(picture)
+    with Image.open(truncated) as picture, pytest.raises(PredictError, match="^picture is '<PIL.PngImagePlugin"):
+        drilldown.frame(picture)
 
 
 def test_probabilities_of_zero_have_a_finite_loss(digits):
@@ -101,6 +142,28 @@ def test_probabilities_of_zero_have_a_finite_loss(digits):
 def test_a_champion_that_is_not_there(store):
     with pytest.raises(ParameterError, match="model is 'models:/letters-cnn@champion': letters-cnn has no champion; "):
         drilldown.load_champion("letters-cnn")
+
+
+def test_without_a_store_none_is_made(store, tmp_path):
+    (tmp_path / "mlflow.db").unlink()
+    with pytest.raises(StoreError, match="^MLFLOW_TRACKING_URI is 'sqlite:.*mlflow.db': there is no store$"):
+        drilldown.load_champion()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_does_not_answer(store):
+    mlflow.set_tracking_uri(NOWHERE)
+    with pytest.raises(StoreError, match=f"^MLFLOW_TRACKING_URI is '{NOWHERE}': the store there does not answer"):
+        drilldown.load_champion()
+
+
+def test_a_store_that_goes_away(store, monkeypatch):
+    monkeypatch.setattr(drilldown.library.store, "connect_to_read", lambda: None)
+    mlflow.set_tracking_uri(NOWHERE)
+    for name, value in SHORT_TIMEOUTS.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StoreError, match="Max retries exceeded"):
+        drilldown.load_champion()
 
 
 def test_a_step_that_is_not_there():

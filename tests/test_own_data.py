@@ -2,13 +2,16 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import mlflow
 import numpy as np
 import pytest
 from PIL import Image
 
-from drilldown import __main__, workflow
+from drilldown import __main__, steps, workflow
+from drilldown.errors import DrilldownError
+from drilldown.learning.recipe import Target
 from drilldown.tracking.tags import ours
 from tests.support.own_data import NAMES, mirrored, write_folder, write_npz
 from tests.support.registered import verify_in_process
@@ -130,6 +133,19 @@ def test_a_target_is_required(command, store, folder, refused, monkeypatch):
     assert {found.info.status for found in store.search_runs(["0"])} == {"FAILED"}
 
 
+@pytest.mark.parametrize("command", ["repeat", "all"])
+def test_the_target_of_a_step_is_enough(command, store, folder, refused, monkeypatch):
+    def load_step(name):
+        return replace(steps.load_step(name), target=Target(accuracy=90.0))
+
+    def train(tasks, *_, **__):
+        raise DrilldownError(f"{len(tasks)} to train")
+
+    monkeypatch.setattr(workflow, "load_step", load_step)
+    monkeypatch.setattr(workflow.nested, "train", train)
+    assert refused(command, "--dataset", folder) == f"{10 if command == 'repeat' else len(steps.STEP_NAMES)} to train"
+
+
 def test_fewer_than_ten_classes(store, digits, run, monkeypatch, tmp_path):
     verify_in_process(monkeypatch)
     path = write_npz(tmp_path / "four.npz", mirrored(digits, classes=4))
@@ -145,9 +161,12 @@ def test_a_run_is_resumed_with_its_data(store, folder, arrays, run, refused, mon
         yield next(fit(*args))
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(workflow.train, "fit", interrupted_after_an_epoch)
-        refused("step4", "--dataset", folder, *SHORT)
+    def interrupted(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(workflow.train, "fit", interrupted_after_an_epoch)
+            refused(*arguments)
+
+    interrupted("step4", "--dataset", folder, *SHORT)
     (begun,) = store.search_runs(["0"])
     resume = ("step4", "--resume", begun.info.run_id)
     moved = folder.rename(tmp_path / "moved")
@@ -157,7 +176,8 @@ def test_a_run_is_resumed_with_its_data(store, folder, arrays, run, refused, mon
     shutil.rmtree(folder)
     (tmp_path / "other").mkdir()
     moved = moved.rename(tmp_path / "other" / folder.name)
-    assert "resumes after epoch 1" in run(*resume, "--dataset", moved)
+    interrupted(*resume, "--dataset", moved)
+    assert "resumes after epoch 2" in run(*resume)  # the run knows where its data is now
     assert store.get_run(begun.info.run_id).info.status == "FINISHED"
 
 

@@ -21,9 +21,9 @@ def dataset_path(text: str) -> Path:
 def dataset_name(path: str | Path) -> str:
     """Return the name of the dataset at a path: that of its folder or .npz file, in a to z, 0 to 9, "-", "_" and ".".
 
-    Names of runs and registered models are made of it. A name without any of these characters becomes "".
+    Names of runs and registered models are made of it. A name without any of these characters becomes ""; a name that
+    this function returned stays as it is.
     """
-    path = Path(path)
-    name = path.stem if path.suffix.lower() == ".npz" else path.name
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()  # é becomes e
-    return re.sub(r"[^a-z0-9_.]+", "-", plain).strip("-_.")[:MAX_NAME]
+    plain = unicodedata.normalize("NFKD", Path(path).name).encode("ascii", "ignore").decode().lower()  # é becomes e
+    name = re.sub(r"[^a-z0-9_.]+", "-", plain)[:MAX_NAME]
+    return re.sub(r"^[-_.]+|([-_.]|\.npz)+$", "", name)

@@ -85,7 +85,12 @@ def repeat(step: str, seeds: int, jobs: int, reuse: bool, experiment: str, **opt
 
 
 @cli.command("compare", help="Show the finished runs of the steps side by side.")
-@option("dataset", default="auto", type=DatasetName(), help="dataset of the runs, by name; auto: MNIST, if it has any")
+@option(
+    "dataset",
+    default="auto",
+    type=DatasetName(),
+    help="dataset of the runs, by name; auto: MNIST, or else the digits, or else the newest",
+)
 @experiment_option
 def compare(dataset: str, experiment: str) -> None:
     from drilldown import workflow

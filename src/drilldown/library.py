@@ -1,29 +1,33 @@
 """What `import drilldown` gives: load data and steps, train, evaluate, load the champion, frame a picture.
 
-Nothing here writes to the tracking store. Errors are those of drilldown.errors, each with a message of one line.
+Nothing here writes to the tracking store. What is given wrongly, cannot be read or is not there raises one of
+drilldown.errors, whose message says what is wrong; what a network itself raises comes through.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from drilldown.choices import DEFAULT_MODEL
-from drilldown.errors import ParameterError
+from drilldown.errors import ParameterError, PredictError, StoreError, check
 from drilldown.inference import framing, predict
 from drilldown.learning import data, train
 from drilldown.learning.classifier import Classifier
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import BATCH_SIZE, Evaluation
 from drilldown.learning.evaluate import evaluate as evaluate_classifier
-from drilldown.learning.recipe import Recipe
+from drilldown.learning.recipe import BOUNDS, Recipe
 from drilldown.learning.train import TrainState
 from drilldown.steps import load_step
+from drilldown.tracking import store
 
 __all__ = ["Recipe", "evaluate", "fit", "frame", "load_champion", "load_data", "load_step"]
 
@@ -71,6 +75,9 @@ def fit(
         raise ParameterError(
             f"network is a {type(network).__name__}: it takes a class or a function that creates a network"
         )
+    check("seed", seed, **BOUNDS["seed"])
+    if threads is not None:
+        check("threads", threads, **BOUNDS["threads"])
     selected = train.prepare(seed, device, threads)
     state = train.init_state(network(), recipe, dataset, seed, selected)
     for _ in train.fit(state, recipe, dataset, engine):
@@ -103,13 +110,29 @@ def load_champion(name: str = DEFAULT_MODEL) -> PyFuncModel:
 
     Its `predict` maps images uint8 (N, 28, 28), white on black, to probabilities float32 (N, 10). The store is that of
     MLflow: `mlflow.set_tracking_uri`, the variable MLFLOW_TRACKING_URI, or mlflow.db in the working directory.
+
+    Raises: StoreError when there is no store, or when it does not answer; ParameterError when the model has no
+    champion; PredictError when its files were altered.
     """
-    return predict.load(f"models:/{name}@champion")[0]
+    store.connect_to_read()
+    if not store.exists():
+        raise StoreError(f"MLFLOW_TRACKING_URI is {mlflow.get_tracking_uri()!r}: there is no store")
+    try:
+        return predict.load(f"models:/{name}@champion")[0]
+    except (MlflowException, OSError) as error:
+        raise StoreError(store.explain(error)) from error
 
 
 def frame(picture: str | Path | Image.Image) -> np.ndarray:
     """Bring a picture of one digit, or an image file, into MNIST's format: uint8 (28, 28), white on black.
 
     The digit may have any size, place and color, dark on light or light on dark.
+
+    Raises: PredictError, with the name of the file, when it cannot be read.
     """
-    return framing.to_frame(picture) if isinstance(picture, Image.Image) else framing.read_image(Path(picture))
+    try:
+        if isinstance(picture, Image.Image):
+            return framing.to_frame(picture)
+        return framing.read_image(Path(picture).expanduser().resolve())  # a link that the user names may point anywhere
+    except Exception as error:  # whatever PIL raises for a damaged picture
+        raise PredictError(f"picture is {str(picture)!r}: {error or type(error).__name__}") from error

@@ -48,11 +48,12 @@ class TrainOptions:
         return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
     def goal(self, target: Target, dataset: Dataset) -> Goal:
-        """What a model must reach on this dataset.
+        """What a model must reach on this dataset: the user's accuracy, or else the step's, or else the dataset's.
 
-        Raises: ParameterError when the dataset has no target of its own, and the user gave none.
+        Raises: ParameterError when there is none of them.
         """
-        accuracy = dataset.target_accuracy if self.target is None else self.target
+        candidates = (self.target, target.accuracy, dataset.target_accuracy)
+        accuracy = next((candidate for candidate in candidates if candidate is not None), None)
         if accuracy is None:
             raise ParameterError(
                 f"target is not given: for {dataset.name}, data of your own, it takes the accuracy to reach in "
@@ -142,14 +143,14 @@ def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 seed_option = option(
     "seed",
     default="0",
-    type=Number(whole=True, optional=False, low=0, high=2**32 - 1),
+    type=Number(optional=False, **BOUNDS["seed"]),
     help="seed of all random numbers",
 )
 reuse_option = option(
     "reuse",
     default="true",
     type=click.BOOL,
-    help="reuse finished runs with the same code, versions, data, recipe, target, engine and seed",
+    help="reuse finished runs of the same training",
 )
 experiment_option = option(
     "experiment",
@@ -158,7 +159,7 @@ experiment_option = option(
 validation_option = option(
     "validation",
     default="0",
-    type=Number(whole=True, optional=False, low=0, high=59_999),  # one less than MNIST's training images
+    type=Number(whole=True, optional=False, low=0, high=999_999),  # `hold_out` knows how many images there are
     help="measure on this many training images instead of the test images; registers nothing",
 )
 training_options = combine(
@@ -169,10 +170,10 @@ training_options = combine(
     option("lr", type=Number(**BOUNDS["lr"]), help="learning rate, or its peak  [default: the recipe's]"),
     option("device", default="auto", type=click.Choice(DEVICES), help="where to compute"),
     option("engine", default="auto", type=click.Choice(ENGINES), help="what computes the training passes on a CPU"),
-    option("threads", type=Number(whole=True, low=1, high=1024), help="CPU threads  [default: all cores]"),
+    option("threads", type=Number(**BOUNDS["threads"]), help="CPU threads  [default: all cores]"),
     option(
         "target",
         type=Number(**BOUNDS["target"]),
-        help="accuracy in percent  [default: the dataset's]",
+        help="accuracy in percent  [default: the step's, or else the dataset's]",
     ),
 )

@@ -34,7 +34,7 @@ from drilldown.experiments.progress import Progress
 from drilldown.inference import predict
 from drilldown.learning import checkpoint, data, train
 from drilldown.learning.evaluate import evaluate
-from drilldown.learning.recipe import Goal, Target
+from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
 from drilldown.registry import registry
 from drilldown.registry.champion import champion_history, dataset_of, explain_no_champion, get_champion
@@ -79,13 +79,14 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
     device = train.prepare(options.seed, options.device, options.threads)
     network = step.network()
     acceleration = accelerate(network, engine=options.engine, device=device)
+    tags = {"kind": "train", "step": name}
     with contextlib.ExitStack() as stack:
         if resume:  # all that could forbid it is checked before the run is changed
             dataset = _load_dataset(options)
+            tags["dataset.location"] = dataset.location  # it may have moved since
             fingerprint = _fingerprint(step, options, dataset, device, acceleration.engine)
             runs.check_fingerprint(resume, fingerprint)
             stack.enter_context(checkpoint.lock(CHECKPOINTS / resume, fresh=False))
-        tags = {"kind": "train", "step": name}
         run_id = stack.enter_context(runs.run(f"{name} seed {options.seed}", tags, resume or None))
         folder = CHECKPOINTS / run_id
         if not resume:
@@ -257,9 +258,9 @@ def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
         tasks = [(step, options.seed) for step in STEP_NAMES]
         outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse_from=reuse_from))
         trained = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
-        entries = {
-            step: compare.collect(step, dataset.digest, experiments, like=trained[step]) if step in trained else None
-            for step in STEP_NAMES
+        entries = dict.fromkeys(STEP_NAMES) | {
+            step: compare.collect(step, dataset.name, dataset.digest, experiments, like=run_id)
+            for step, run_id in trained.items()
         }
         failed = {outcome.step: outcome.error for outcome in outcomes if outcome.error}
         _log_comparison(parent, entries, dataset.name, failed)
@@ -281,7 +282,6 @@ def _train_nested(
     `reuse_from` are the ids of the experiments whose finished runs may be reused.
     """
     device = hardware.select_device(options.device)
-    fallback_goal = options.goal(Target(), dataset)  # of a step that cannot be loaded; a missing target is said here
     goals: dict[str, Goal] = {}
     lengths: dict[str, int] = {}  # in epochs
     missing, reused = [], []
@@ -293,7 +293,7 @@ def _train_nested(
             raise
         except Exception as error:  # a broken step must not stop the others
             outcome = nested.Outcome(name, seed, "", error=f"{type(error).__name__}: {error}")
-            click.echo(nested.outcome_line(outcome, fallback_goal))
+            click.echo(nested.outcome_line(outcome, None))
             yield outcome
             continue
         goal = goals[name] = options.goal(step.target, dataset)
@@ -324,14 +324,15 @@ def compare_steps(dataset: str, experiment: str) -> None:
     experiments = search.experiments(experiment)
     with runs.run("compare", {"kind": "compare"}) as run_id:
         if not (newest := compare.newest(dataset, experiments)):
-            looked, there = (", ".join(found.values()) for found in (experiments, search.experiments("all")))
+            # Searched again: the experiment that this run goes into may be new.
+            looked, there = (", ".join(search.experiments(name).values()) for name in (experiment, search.EVERY))
             raise CompareError(
                 f"dataset is {dataset!r}: no finished run to compare in the experiment {looked}; train a step, or look "
                 f"into another experiment: all, {there}"
             )
         name, digest = compare.dataset_of(newest)
         recipes = {step: load_step(step).recipe for step in STEP_NAMES}
-        entries = {step: compare.collect(step, digest, experiments, recipe=recipes[step]) for step in STEP_NAMES}
+        entries = {step: compare.collect(step, name, digest, experiments, recipe=recipes[step]) for step in STEP_NAMES}
         _log_comparison(run_id, entries, name, {})
 
 

@@ -25,7 +25,7 @@ CAPTION = plots.Caption("The steps side by side on mnist", "step2, step4; run 3f
 
 
 def collect(step, like=None, **recipe):
-    return compare.collect(step, "of mnist", ["0"], like=like, recipe=Recipe(**recipe) if recipe else None)
+    return compare.collect(step, "mnist", "of mnist", ["0"], like=like, recipe=Recipe(**recipe) if recipe else None)
 
 
 def accuracies(entry):
@@ -38,6 +38,7 @@ def test_the_newest_run_of_each_seed_that_agrees_with_the_newest_run(store):
     finished_run("step2", 2, [1.0, 1.0], lr=0.5)  # another recipe
     finished_run("step2", 3, [1.0])  # another length
     finished_run("step2", 4, [1.0, 1.0], dataset="digits")
+    finished_run("step2", 9, [1.0, 1.0], dataset="copy", digest="of mnist")
     finished_run("step2", 5, [1.0, 1.0], validation=5000)
     finished_run("step3", 6, [1.0, 1.0])
     finished_run("step2", 7, [1.0, 1.0], status="KILLED")

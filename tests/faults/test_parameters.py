@@ -44,7 +44,7 @@ NOT_WHOLE_NUMBERS = [*NOT_NUMBERS, "1.0", "1e0", "-0.0", "1e3", str(10**30), "9"
 # The type, minimum and maximum of each number, and whether it may be empty; independent of the code that is tested.
 NUMBERS = {
     "seed": (int, 0, 2**32 - 1, False),
-    "validation": (int, 0, 59_999, False),
+    "validation": (int, 0, 999_999, False),
     "epochs": (int, 1, 9_999, True),
     "batch_size": (int, 1, 60_000, True),
     "lr": (float, math.ulp(0), 1.7976931348623157e308, True),
@@ -157,7 +157,7 @@ def test_invalid_texts(command, name, record_property):
         ("record", "epochs", "", None),
         ("step1", "batch_size", "60000", 60_000),
         ("step1", "threads", "1024", 1024),
-        ("step1", "validation", "59999", 59_999),
+        ("step1", "validation", "999999", 999_999),
         ("repeat", "seeds", "9999", 9999),
         ("repeat", "jobs", "1", 1),
         ("repeat", "reuse", "OFF", False),

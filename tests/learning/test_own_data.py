@@ -139,10 +139,15 @@ def test_class_names(folder, tmp_path):
         ("my.data.v2", "my.data.v2"),
         ("数字", ""),
         ("x" * 300, "x" * 60),
+        ("x" * 59 + "-bbb", "x" * 59),
+        ("x" * 56 + ".npz-bbb", "x" * 56),
+        ("x.npz.npz", "x"),
+        ("x.npz-.NPZ", "x"),
+        (".npz", "npz"),
     ],
 )
 def test_the_name_comes_from_the_path(path, name):
-    assert dataset_name(path) == name
+    assert dataset_name(path) == dataset_name(name) == name  # `compare` takes the name, too
 
 
 def test_a_link_keeps_its_own_name(folder, tmp_path):
@@ -288,6 +293,7 @@ def test_an_archive_that_unpacks_to_gigabytes_is_read_only_as_far_as_its_header_
             r"has the type <U1 and the shape \(11,\): class names are at most 10",
         ),
         ({"classes": np.array([{}] * 6)}, "classes has the type object"),
+        ({"classes": np.array(["a" * 2501, *"bcdef"])}, "classes has the type <U2501"),
     ],
 )
 def test_an_npz_that_is_not_what_it_says(changes, why, tmp_path):

@@ -74,7 +74,13 @@ def test_all_code_that_makes_the_weights_counts_however_deep_it_lies(project, fi
     assert project(f"src/drilldown/{file}", "x = 2\n") != before
 
 
-@pytest.mark.parametrize("file", ["learning/download.py", "learning/files.py", "options.py", "tracking/runs.py"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("learning/download.py", "learning/files.py", "learning/own_data.py", "learning/side_by_side.py"),
+        *("options.py", "tracking/runs.py"),
+    ],
+)
 def test_code_without_influence_on_the_weights_does_not_count(project, file):
     before = project(f"src/drilldown/{file}", "x = 1\n")
     assert project(f"src/drilldown/{file}", "x = 2\n") == before
@@ -83,3 +89,5 @@ def test_code_without_influence_on_the_weights_does_not_count(project, file):
 def test_the_real_packages_are_in_the_digest():
     for package in provenance.WEIGHT_PACKAGES:
         assert list((provenance.PACKAGE / package).glob("*.py"))
+    for module in provenance.NO_INFLUENCE:
+        assert (provenance.PACKAGE / "learning" / module).is_file()

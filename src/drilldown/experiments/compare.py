@@ -57,14 +57,20 @@ def dataset_of(run: Run) -> tuple[str, str]:
 
 
 def collect(
-    step: str, digest: str, experiments: Collection[str], *, like: str | None = None, recipe: Recipe | None = None
+    step: str,
+    dataset: str,
+    digest: str,
+    experiments: Collection[str],
+    *,
+    like: str | None = None,
+    recipe: Recipe | None = None,
 ) -> Entry | None:
-    """The step's finished runs in these experiments, on the dataset with this digest, or None if there is none.
+    """The step's finished runs in these experiments on the dataset with this name and digest, or None.
 
     All of them agree in code, recipe, target, device, engine and versions with one run: `like` (a run's id) if given,
     otherwise the newest with this `recipe` (the step's own), otherwise the newest.
     """
-    if not (found := finished_runs(experiments, step=step, digest=digest)):
+    if not (found := finished_runs(experiments, step=step, dataset=dataset, digest=digest)):
         return None
     with_recipe = [run for run in found if recipe and records.has_recipe(run, recipe)]
     model = mlflow.get_run(like) if like else (with_recipe or found)[0]

@@ -186,11 +186,12 @@ def check(outcomes: Sequence[Outcome]) -> None:
         )
 
 
-def outcome_line(outcome: Outcome, goal: Goal) -> str:
-    """One training in one line, for the screen."""
+def outcome_line(outcome: Outcome, goal: Goal | None) -> str:
+    """One training in one line, for the screen; a training that failed needs no goal."""
     name = task_name(outcome.step, outcome.seed)
     if outcome.error is not None:
         return f"{name}: failed: {outcome.error}"
+    assert goal is not None
     summary = summarize(outcome.accuracies, goal)
     return (
         f"{name}: final {summary.final_accuracy:.2f} %  best {summary.best_accuracy:.2f} %  "

@@ -20,7 +20,7 @@ MAX_IMAGES = 1_000_000  # 784 MB in memory
 MIN_IMAGES = 2  # the exported model is traced with two
 MAX_CLASSES = 10  # the networks have so many outputs
 MAX_CLASS_NAME = 40  # characters
-MAX_CLASSES_FILE = 10_000  # bytes
+MAX_CLASSES_BYTES = 10_000  # of classes.txt, and of one name in an .npz file
 CLASSES_FILE = "classes.txt"
 
 PARTS = (("train", "images"), ("train", "labels"), ("t10k", "images"), ("t10k", "labels"))
@@ -92,7 +92,7 @@ def _read_folder(folder: Path) -> tuple[list[np.ndarray], Sequence[str]]:
     if not classes.is_file():
         return arrays, ()
     with _explain(classes), classes.open("rb") as stream:
-        content = stream.read(MAX_CLASSES_FILE).decode("utf-8-sig")
+        content = stream.read(MAX_CLASSES_BYTES).decode("utf-8-sig")
         return arrays, _check_names(content.rstrip().split("\n"))
 
 
@@ -172,8 +172,7 @@ def _check_form(kind: str, shape: idx.Shape, dtype: np.dtype) -> None:
 
 
 def _check_names_form(shape: idx.Shape, dtype: np.dtype) -> None:
-    longest = 4 * MAX_CLASSES_FILE
-    if dtype.kind != "U" or len(shape) != 1 or shape[0] > MAX_CLASSES or dtype.itemsize > longest:
+    if dtype.kind != "U" or len(shape) != 1 or shape[0] > MAX_CLASSES or dtype.itemsize > MAX_CLASSES_BYTES:
         raise DataError(f"has the type {dtype} and the shape {shape}: class names are at most {MAX_CLASSES} strings")
 
 

@@ -13,6 +13,8 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "batch_size": {"whole": True, "low": 1, "high": 60_000},  # all of MNIST at once
     "lr": {"above": 0},
     "target": {"low": 0, "high": 100},
+    "seed": {"whole": True, "low": 0, "high": 2**32 - 1},
+    "threads": {"whole": True, "low": 1, "high": 1024},
 }
 
 

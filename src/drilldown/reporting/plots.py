@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 WIDTH, HEADING, DPI = 5.8, 0.56, 144  # inches of a figure and of its caption, dots per inch: 835 pixels wide
-MAX_CLASS_NAME = 90  # points; a longer name of a class is cut
+CLASS_NAME_WIDTH = 90  # points; a longer name of a class is cut
 INK, GREY, PALE = "#222222", "#666666", "#dddddd"
 # Okabe and Ito's colors (2008), which the color-blind can tell apart; without the yellow, which is too pale on white.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -166,7 +166,7 @@ def confusion_matrix(counts: NDArray[Any], caption: Caption, classes: Sequence[s
     places, borders = range(len(counts)), np.arange(len(counts) + 1) - 0.5
     kind = "class" if is_named else "digit"
     axes.set(xlabel=f"predicted {kind}", ylabel=f"true {kind}")
-    texts = [_fit(name, MAX_CLASS_NAME, 10) for name in names]
+    texts = [_fit(name, CLASS_NAME_WIDTH, 10) for name in names]
     axes.set_yticks(places, texts, parse_math=False)
     axes.set_xticks(places, texts, parse_math=False, rotation=90 if is_named else 0)
     axes.set_title(f"{wrong.sum():,} mistakes in {counts.sum():,} images: the darker, the more")
