@@ -6,7 +6,7 @@ STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
 RUNS := $(STEPS) all compare repeat promote rollback predict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup store $(RUNS) ui serve test quick faults check bench docs pictures lock
+.PHONY: help setup store $(RUNS) status ui serve test quick faults check bench docs pictures lock
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ ifeq ($(MLFLOW_EXPERIMENT_ID)$(findstring --experiment-id,$(ARGS)),)
 store $(RUNS): export MLFLOW_EXPERIMENT_NAME ?= mnist-drilldown
 endif
 
+# The commands that the program prints begin as its own did.
+$(RUNS) status serve: export DRILLDOWN_STARTER := make
+
 # MLflow never opens a database again whose creation was cut off; this creates it whole.
 store: setup
 	$(if $(MLFLOW_TRACKING_URI),,python -m drilldown.tracking.database mlflow.db)
@@ -39,7 +42,7 @@ store: setup
 ## make all                       train every step, and compare them
 ## make compare                   compare the finished runs of the steps
 ## make repeat                    train step 4 with ten seeds
-## make promote ARGS='-P version=2'   make a registered version the champion
+## make promote ARGS='-P version=N'   make registered version N the champion
 ## make rollback                  make the previous champion the champion again
 $(STEPS) all compare repeat promote rollback: store
 	mlflow run . -e $@ --env-manager local $(ARGS)
@@ -48,17 +51,22 @@ $(STEPS) all compare repeat promote rollback: store
 predict: store
 	mlflow run . -e predict --env-manager local -P images='$(IMAGES)' $(ARGS)
 
+## make status                    champions, their history, and unfinished runs
+# Not by `mlflow run`, which would open a run for it.
+status: setup
+	@python -m drilldown status $(subst -P ,--,$(ARGS))
+
 ## make ui                        MLflow's pages on http://127.0.0.1:5000
 # Without the dozen processes that wait for jobs: this project has no jobs.
 ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 ui: setup
+	@python -m drilldown.tracking.pages $(ARGS)
 	mlflow ui $(ARGS)
 
-## make serve                     serve the champion on http://127.0.0.1:5001
-# The models are exported on the CPU; MLflow would load them on a CUDA device where there is one.
-serve: export MLFLOW_DEFAULT_PREDICTION_DEVICE := cpu
+## make serve MODEL=mnist-cnn     serve the champion on http://127.0.0.1:5001
+MODEL = mnist-cnn
 serve: setup
-	mlflow models serve --model-uri models:/mnist-cnn@champion --env-manager local --port 5001
+	@python -m drilldown serve --model $(MODEL) $(ARGS)
 
 ## make check                     style, types, import layers
 check: setup

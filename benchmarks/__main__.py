@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks import busy, epoch, overhead, serving, target
+from benchmarks import busy, epoch, gpu, overhead, serving, target
 from benchmarks.errors import one_line_errors
 from drilldown.hardware import processor_name
 from drilldown.steps import ROOT
@@ -30,7 +30,13 @@ RESULT = ROOT / "results" / "benchmark.json"
 
 
 @click.command()
-@click.option("--part", "parts", type=click.Choice(tuple(PARTS)), multiple=True, help="only this part  [default: all]")
+@click.option(
+    "--part",
+    "parts",
+    type=click.Choice((*PARTS, "gpu")),
+    multiple=True,
+    help="only this part  [default: all but gpu, which writes results/benchmark-gpu.json]",
+)
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="of each measurement")
 @click.option(
     "--checkout",
@@ -45,6 +51,9 @@ def main(parts: tuple[str, ...], repeats: int, checkout: Path | None, keep: bool
     measures = PARTS | {"overhead": partial(overhead.measure, checkout=checkout)}
     for part in parts or PARTS:
         click.echo(f"{part}:")
+        if part == "gpu":
+            gpu.write_figures(gpu.measure(), keep)
+            continue
         with one_line_errors():
             measured = measures[part](repeats)
         if keep:

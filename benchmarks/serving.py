@@ -38,7 +38,7 @@ def measure(repeats: int) -> dict:
         try:
             experiment = mlflow.create_experiment("serving", artifact_location=f"{folder}/artifacts")
             with mlflow.start_run(experiment_id=experiment):
-                uri = export.log_model(classifier, dataset).model_uri
+                uri = export.log_model(classifier, dataset, "model").model_uri
             command = ["mlflow", "models", "serve", "--model-uri", uri, "--env-manager", "local"]
             with server(command, os.environ | {"MLFLOW_TRACKING_URI": store}) as port:
                 loaded = mlflow.pyfunc.load_model(uri)

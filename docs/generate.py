@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md and docs/*.md from results/: `python docs/generate.py`.
+"""Write the generated parts of README.md and docs/*.md from results/, and docs/digits/two.json: `make docs`.
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end -->`. NAME is a key of PARTS; arguments may follow.
 With --check nothing is written; the exit code is 1 when a part is stale, and each stale file is named.
@@ -22,13 +22,15 @@ from benchmarks import search
 from benchmarks.target import by_the_studys_epoch, holds_from
 from drilldown.experiments import records
 from drilldown.experiments.records import GOAL
+from drilldown.inference.framing import read_image
 from drilldown.reporting import report
-from drilldown.reporting.statistics import summarize
+from drilldown.reporting.statistics import format_spread, summarize
 from drilldown.steps import ROOT, STEP_NAMES
 from drilldown.tracking import store
 
 RESULTS = ROOT / "results"
-FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+REQUEST = ROOT / "docs" / "digits" / "two.json"
+FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), REQUEST)
 PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", flags=re.S)
 
 
@@ -207,6 +209,34 @@ def busy() -> str:
     return f"{report.table(rows)}\n{kept['images']:,} images an epoch. {quiet}\n"
 
 
+def gpu() -> str:
+    """Training on a CUDA device: each step alone, then many seeds side by side."""
+    kept = read("benchmark-gpu")
+    rows = [
+        {
+            "step": name,
+            "an epoch without graphs": f"{found['eager_epoch_seconds']:.2f} s",
+            "an epoch": f"{median(found['epoch_seconds']):.2f} s",
+            "epochs": len(found["epoch_seconds"]),
+            "all epochs": f"{sum(found['epoch_seconds']):.1f} s",
+            "with evaluation": f"{found['total_seconds']:.1f} s",
+            "test accuracy (%)": f"{found['test_accuracy'][-1]:.2f}",
+        }
+        for name, found in kept["steps"].items()
+    ]
+    together = kept["side_by_side"]
+    count = len(together["test_accuracy"])
+    alone = kept["steps"][together["step"]]["total_seconds"]
+    finals = [accuracies[-1] for accuracies in together["test_accuracy"]]
+    versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
+    return (
+        f"Measured on one {kept['card']}, {versions}.\n\n{report.table(rows)}\n"
+        f"Side by side, {together['at_a_time']} at a time, {count} seeds of {together['step']} took "
+        f"{together['seconds']:.1f} s, {together['seconds'] / count:.1f} s each; one alone takes {alone:.1f} s. "
+        f"Their test accuracies are {format_spread(finals)} %.\n"
+    )
+
+
 def serving() -> str:
     """Images a second, by way and batch size."""
     rows = [
@@ -243,6 +273,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "target": target,
     "overhead": overhead,
     "busy": busy,
+    "gpu": gpu,
     "serving": serving,
     "written": written,
 }
@@ -258,6 +289,12 @@ def generated(text: str) -> str:
     return PART.sub(part, text)
 
 
+def request() -> str:
+    """A request to the served model: the picture beside it, as the model sees it, a row of pixels on each line."""
+    rows = read_image(REQUEST.with_suffix(".png")).tolist()
+    return '{"instances": [[\n' + ",\n".join(map(json.dumps, rows)) + "\n]]}\n"
+
+
 @click.command()
 @click.option("--check", is_flag=True, help="write nothing; fail when a part is stale")
 def main(check: bool) -> None:
@@ -265,8 +302,9 @@ def main(check: bool) -> None:
     store.quiet_mlflow()
     stale = []
     for file in FILES:
-        before = file.read_text()
-        if (after := generated(before)) != before:
+        before = file.read_text() if file.exists() else ""
+        after = request() if file == REQUEST else generated(before)
+        if after != before:
             stale.append(file.name)
             if not check:
                 file.write_text(after)

@@ -1,7 +1,7 @@
 """Take the pictures of README.md and docs/ again: `python docs/pictures.py [NAME...]`.
 
-`seeds` and `steps` show the records in results/. `curves`, `contact_sheet` and `mlflow_compare` show the newest runs in
-the store, so train first: step 4 on MNIST, and all steps on one dataset. Pages are taken by a headless Chromium.
+`seeds` and `steps` show the records in results/. The others show the store, so train first: step 4 on MNIST, and all
+steps on one dataset. Pages are taken by a headless Chromium.
 """
 
 from __future__ import annotations
@@ -26,22 +26,28 @@ from PIL import Image, ImageChops
 from drilldown.experiments import compare, records
 from drilldown.reporting import plots
 from drilldown.steps import ROOT, STEP_NAMES, load_step
-from drilldown.tracking import store
-from drilldown.tracking.runs import finished_runs
+from drilldown.tracking import pages, search, store
+from drilldown.tracking.tags import ours
+from tests.support.browser import open_page
 from tests.support.programs import server
 
 FOLDER = ROOT / "docs" / "images"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = ("gpu", "background-networking", "component-update", "sync")
 MARGIN = 20  # pixels below a page's last line
-MAIN_PANEL = (205, 8, 1268, 2005)  # of MLflow's page, 1720 pixels wide: without its menu and its assistant
+# Of MLflow's page, 1720 pixels wide: without its menu and its assistant.
+MAIN_PANEL = (205, 8, 1268, 2005)
+RUNS_PANEL = (205, 8, 1268, 577)
+VERSION_PANEL = (205, 8, 1268, 410)
 
 
 def seeds(file: Path) -> None:
-    """The curves of step 4's seeds."""
+    """The accuracies of step 4's seeds."""
     record = recorded("step4")
     curves = {run["seed"]: run["test_accuracy"] for run in record["runs"]}
-    plots.seeds(curves, records.GOAL.accuracy).savefig(file, dpi=100)
+    caption = plots.Caption(
+        f"step4: {len(curves)} seeds, gate passed by {records.num_passed(record)}",
+        f"{records.figures(record)['final']} % of the mnist test images, results/step4.json",
+    )
+    plots.seeds(curves, records.GOAL.accuracy, caption).savefig(file)
 
 
 def steps(file: Path) -> None:
@@ -50,8 +56,9 @@ def steps(file: Path) -> None:
     table, notes = compare.rows(entries, "mnist"), compare.notes(entries, "mnist", {})
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "compare.html"
-        page.write_text(compare.page(table, notes, compare.figure(entries)))
-        take(page.as_uri(), file, width=1500, height=1600)
+        caption = compare.caption(entries, "mnist", "recorded in results/")
+        page.write_text(compare.page(table, notes, compare.figure(entries, caption), caption))
+        take(page.as_uri(), file, width=1500, height=2400)
 
 
 def recorded(name: str) -> records.Record:
@@ -97,19 +104,44 @@ def contact_sheet(file: Path) -> None:
 
 def mlflow_compare(file: Path) -> None:
     """MLflow's compare page, with a run of each step on MNIST, or on the digits where a step has none on MNIST."""
-    has_all = all(finished_runs(step=name, dataset="mnist") for name in STEP_NAMES)
+    has_all = all(search.finished_runs(search.experiments("all"), step=name, dataset="mnist") for name in STEP_NAMES)
     runs = [newest(name, "mnist" if has_all else "digits") for name in STEP_NAMES]
     ids = quote("[" + ",".join(f'"{run.info.run_id}"' for run in runs) + "]")
     experiments = quote("[" + ",".join(f'"{number}"' for number in {run.info.experiment_id for run in runs}) + "]")
+    take_page(f"compare-runs?runs={ids}&experiments={experiments}", file, height=2100, box=MAIN_PANEL)
+
+
+def mlflow_runs(file: Path) -> None:
+    """MLflow's page with the runs of this project's experiment."""
+    experiment = mlflow.get_experiment_by_name(store.EXPERIMENT)
+    if experiment is None:
+        raise click.ClickException(f"no experiment {store.EXPERIMENT}: make step4")
+    take_page(f"experiments/{experiment.experiment_id}/runs{pages.VIEW}", file, height=700, box=RUNS_PANEL)
+
+
+def mlflow_version(file: Path) -> None:
+    """MLflow's page of the newest version that was compared with a champion."""
+    compared = [
+        version
+        for version in mlflow.search_model_versions(order_by=["creation_timestamp DESC"])
+        if ours(version.tags).get("promotion.p", "None") != "None"
+    ]
+    if not compared:
+        raise click.ClickException("no version was compared with a champion: make repeat")
+    path = f"models/{compared[0].name}/versions/{compared[0].version}{pages.VIEW}"
+    take_page(path, file, height=700, box=VERSION_PANEL)
+
+
+def take_page(path: str, file: Path, *, height: int, box: tuple[int, int, int, int]) -> None:
+    """Take a picture of one of MLflow's pages."""
     command = ["mlflow", "ui", "--workers", "1", "--backend-store-uri", mlflow.get_tracking_uri()]
     with server(command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}) as port:
-        address = f"http://127.0.0.1:{port}/#/compare-runs?runs={ids}&experiments={experiments}"
-        take(address, file, width=1720, height=2100, box=MAIN_PANEL)
+        take(f"http://127.0.0.1:{port}/#/{path}", file, width=1720, height=height, box=box)
 
 
 def newest(step: str, dataset: str) -> Run:
     """The newest finished run of the step on the dataset."""
-    found = finished_runs(step=step, dataset=dataset)
+    found = search.finished_runs(search.experiments("all"), step=step, dataset=dataset)
     if not found:
         raise click.ClickException(f"no finished run of {step} on {dataset}: make {step} ARGS='-P dataset={dataset}'")
     return found[0]
@@ -122,18 +154,10 @@ def download(run: Run, artifact: str, file: Path) -> None:
 
 def take(address: str, file: Path, width: int, height: int, box: tuple[int, int, int, int] | None = None) -> None:
     """Take a picture of a page once its scripts have run: of this box, or of everything above the blank rest."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise click.ClickException("there is no Chromium: apt-get install chromium")
-    with tempfile.TemporaryDirectory() as profile:
-        subprocess.run(
-            [
-                browser, "--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars",
-                *(f"--disable-{feature}" for feature in QUIET), f"--user-data-dir={profile}",
-                f"--window-size={width},{height}", "--virtual-time-budget=60000", f"--screenshot={file}", address,
-            ],
-            capture_output=True, timeout=180, check=True,
-        )  # fmt: skip
+    try:
+        open_page(address, f"--window-size={width},{height}", f"--screenshot={file}")
+    except FileNotFoundError as error:
+        raise click.ClickException(str(error)) from None
     picture = Image.open(file).convert("RGB")
     if box is None:
         blank = Image.new("RGB", picture.size, picture.getpixel((0, height - 1)))
@@ -148,6 +172,8 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "curves": curves,
     "contact_sheet": contact_sheet,
     "mlflow_compare": mlflow_compare,
+    "mlflow_runs": mlflow_runs,
+    "mlflow_version": mlflow_version,
 }
 
 

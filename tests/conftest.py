@@ -26,7 +26,14 @@ SHARED_MNIST = ROOT.parent / "shared" / "mnist"
 if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves as mirror
     os.environ.setdefault("MNIST_MIRROR", SHARED_MNIST.as_uri() + "/")
 
-SLOWEST = ("test_documented_commands", "test_lifecycle", "test_side_by_side", "test_nested", "test_registry")
+SLOWEST = (
+    "test_documented_commands",
+    "test_lifecycle",
+    "test_side_by_side",
+    "test_nested",
+    "test_registry",
+    "test_hints",
+)
 
 
 pytest_addoption = fault_table.add_option

@@ -3,14 +3,18 @@
 import copy
 import json
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import __main__, epoch, notebook, overhead, search, serving, target
-from drilldown.learning import data
-from drilldown.steps import ROOT, load_step
+from benchmarks import __main__, epoch, gpu, notebook, overhead, search, serving, target
+from drilldown.learning import data, train
+from drilldown.learning.recipe import Recipe, Target
+from drilldown.learning.side_by_side import Trained
+from drilldown.steps import ROOT, Step, load_step
+from tests.support import networks
 
 
 @pytest.mark.parametrize(
@@ -96,6 +100,54 @@ def test_recorded_benchmark_notes_what_it_was_measured_on():
         assert kept[name]["median"] == statistics.median(kept[name]["repeats"])
     for part in __main__.PARTS:
         assert set(kept["measured"][part]) == {"machine", "versions", "code"}, part
+
+
+@pytest.fixture
+def small_gpu_benchmark(monkeypatch, digits):
+    """The benchmark for a GPU, with a small network, on the CPU, one seed after the other."""
+    step = Step("step4", networks.SmallNetwork, Recipe(epochs=2, batch_size=144), Target(last=2), "")
+    few = replace(digits, train_images=digits.train_images[:144], train_labels=digits.train_labels[:144])
+
+    def one_after_the_other(make_network, recipe, dataset, seeds, at_a_time):
+        for seed in seeds:
+            state = train.init_state(make_network(), recipe, dataset, seed, train.prepare(seed, "cpu"))
+            list(train.fit(state, recipe, dataset, engine="torch"))
+            yield Trained(seed, state)
+
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu.data, "load", lambda name: few)
+    monkeypatch.setattr(gpu, "load_step", lambda name: step)
+    monkeypatch.setattr(gpu, "fit_side_by_side", one_after_the_other)
+    monkeypatch.setattr(gpu.torch.cuda, "get_device_name", lambda device: "a card")
+
+
+def test_gpu_figures_are_kept_as_they_come(small_gpu_benchmark, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "RESULT", tmp_path / "result.json")
+    kept = []
+    for figures in gpu.measure(seeds=3, at_a_time=2):
+        gpu.write_figures([figures], keep=True)
+        kept.append(json.loads(gpu.RESULT.read_text()))
+    assert [list(figures["steps"]) for figures in kept] == [
+        ["step4"], ["step4", "step3"], ["step4", "step3", "step1"], ["step4", "step3", "step1"]]  # fmt: skip
+    last = kept[-1]
+    assert last["card"] == "a card"
+    assert all(len(step["epoch_seconds"]) == len(step["test_accuracy"]) == 2 for step in last["steps"].values())
+    assert [len(accuracies) for accuracies in last["side_by_side"]["test_accuracy"]] == [2, 2, 2]
+
+
+def test_recorded_gpu_figures_are_of_side_by_side_and_alone_the_same():
+    """A seed has the same accuracies in both."""
+    kept = json.loads((ROOT / "results" / "benchmark-gpu.json").read_text())
+    together = kept["side_by_side"]
+    assert together["test_accuracy"][0] == kept["steps"][together["step"]]["test_accuracy"]
+    assert {"card", "versions", "code"} <= set(kept)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_without_a_gpu_nothing_is_timed():
+    result = CliRunner().invoke(__main__.main, ["--part", "gpu"])
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith("Error: device is 'cuda': this machine has no CUDA device")
 
 
 @pytest.mark.parametrize("part", ["epoch", "target", "overhead"])

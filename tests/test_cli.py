@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import mlflow
 import pytest
@@ -78,7 +79,10 @@ def test_a_bad_value(name, value, message, capsys, store):
         (["repeat", "--seeds", "0"], "seeds is 0: it takes a whole number at least 1"),
         (["repeat", "--jobs", "two"], "jobs is 'two': it takes a whole number at least 1"),
         (["repeat", "--reuse", "maybe"], "'maybe' is not a valid boolean"),
-        (["all", "--validation", "100"], "validation is no parameter of all: it takes seed, reuse, dataset"),
+        (
+            ["all", "--validation", "100"],
+            "validation is no parameter of all: it takes seed, reuse, experiment, ",
+        ),
         (["compare", "--dataset", "letters"], "'letters' is not one of"),
         (["promote"], "Missing option '--version'"),
         (["promote", "--version", "1", "--model", "letters-cnn"], "'letters-cnn' is not one of"),
@@ -234,10 +238,125 @@ def test_a_change_of_champion_that_cannot_be_is_a_failed_run(store, capsys):
     assert run_status(store) == [("rollback digits-cnn", "FAILED"), ("promote digits-cnn", "FAILED")]
 
 
+@pytest.fixture
+def of_digits(store, tmp_path):
+    """Two versions of digits-cnn, the second of them champion, and a champion of another project."""
+    for name in ("digits-cnn", "houses"):
+        store.create_registered_model(name)
+        for _ in range(2):
+            store.create_model_version(name, str(tmp_path))
+        store.set_registered_model_alias(name, "champion", "2")
+
+
+NO_CHAMPION = "mnist-cnn has no champion; digits-cnn has one: "
+
+
+def test_predict_without_a_champion_says_which_there_is_and_how_to_get_the_other(of_digits, capsys):
+    code, line = refused(capsys, "predict", "--images", str(ROOT / "docs" / "digits"))
+    assert code == 2
+    assert line.startswith(f"model is 'models:/mnist-cnn@champion': {NO_CHAMPION}--model models:/digits-cnn@champion;")
+    assert line.endswith("python -m drilldown step4 --dataset mnist")
+
+
+@pytest.fixture
+def became(monkeypatch):
+    """The programs that this process was to become, with the variables that they were given."""
+    programs = []
+    monkeypatch.setattr(process, "become", lambda command, **environment: programs.append((command, environment)))
+    return programs
+
+
+def test_serve_without_a_champion_says_which_there_is_and_how_to_get_the_other(of_digits, capsys, became):
+    code, line = refused(capsys, "serve")
+    assert (code, became) == (1, [])
+    assert line.startswith(NO_CHAMPION)
+    assert "drilldown serve --model digits-cnn; to train one: " in line
+    assert line.endswith("python -m drilldown step4 --dataset mnist")
+
+
+def test_serve_becomes_mlflows_server_and_says_how_to_ask_it(of_digits, capsys, became):
+    __main__.main(["serve", "--model", "digits-cnn", "--port", "5009"])
+    assert "curl --silent http://127.0.0.1:5009/invocations" in capsys.readouterr().out
+    (((python, *command), environment),) = became
+    assert python == sys.executable
+    assert command == [
+        "-m", "mlflow", "models", "serve", "--model-uri", "models:/digits-cnn@champion", "--env-manager", "local",
+        "--port", "5009",
+    ]  # fmt: skip
+    assert environment == {"MLFLOW_DEFAULT_PREDICTION_DEVICE": "cpu"}
+
+
+def test_nothing_of_the_default_model_to_promote_or_to_go_back_to(of_digits, capsys, mnist):
+    others = "; digits-cnn has 1, 2 (--model digits-cnn)"
+    assert refused(capsys, "promote", "--version", "2") == (
+        2,
+        f"version is '2': it takes a version of mnist-cnn, which has none{others}",
+    )
+    nothing = f"mnist-cnn has no version yet: a run that passes the gate registers one{others}"
+    assert refused(capsys, "rollback") == (1, nothing)
+
+
+def test_without_mnist_nothing_of_the_default_model_to_promote(of_digits, capsys, offline, tmp_path):
+    code, line = refused(capsys, "promote", "--version", "2", "--data_dir", str(tmp_path))
+    assert code == 1
+    assert line.startswith("mnist-cnn has no version yet: ")
+    assert line.endswith("; digits-cnn has 1, 2 (--model digits-cnn)")
+
+
 def test_nothing_to_compare_is_a_failed_run(store, capsys):
     code, line = refused(capsys, "compare", "--dataset", "mnist")
-    assert (code, line) == (1, "dataset is 'mnist': the store has no finished run to compare; train a step")
+    assert (code, line) == (
+        1,
+        "dataset is 'mnist': no finished run to compare in the experiment Default; train a step, or look into another "
+        "experiment: all, Default",
+    )
     assert run_status(store) == [("compare", "FAILED")]
+
+
+@pytest.mark.parametrize("command", ["compare", "all", "repeat", "status", "record --step step2"])
+def test_a_missing_experiment_is_refused_before_a_run_is_opened(command, store, capsys):
+    code, line = refused(capsys, *command.split(), "--experiment", "nowhere")
+    assert (code, line) == (2, "experiment is 'nowhere': it takes all, or an experiment of this store: 'Default'")
+    assert store.search_runs(["0"]) == []
+
+
+@pytest.fixture
+def opened(store, monkeypatch):
+    """The id of a run that `mlflow run . -e step2` opened for the command to come."""
+    run = store.create_run("0", run_name="random-name-1", tags={"mlflow.project.entryPoint": "step2"})
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    return run.info.run_id
+
+
+def name_and_tags(store, run_id):
+    run = store.get_run(run_id)
+    return run.info.run_name, ours(run.data.tags)
+
+
+def test_a_run_that_fails_before_it_has_a_name_gets_one(opened, store, capsys):
+    refused(capsys, "step2", "--epochs", "abc")
+    name, tags = name_and_tags(store, opened)
+    assert (name, tags["kind"]) == ("step2", "train")
+    assert tags["error"].startswith("epochs is 'abc': it takes a whole number")
+
+
+def test_a_step_whose_network_cannot_be_built_is_a_run_with_a_name_and_its_error(opened, store, monkeypatch):
+    def broken():
+        raise ZeroDivisionError("3 channels / 0")
+
+    step = replace(workflow.load_step("step2"), network=broken)
+    monkeypatch.setattr(workflow, "load_step", lambda _: step)
+    with pytest.raises(ZeroDivisionError):  # its author needs the traceback
+        __main__.main(["step2", "--dataset", "digits"])
+    name, tags = name_and_tags(store, opened)
+    assert (name, tags["kind"], tags["error"]) == ("step2", "train", "ZeroDivisionError: 3 channels / 0")
+
+
+def test_a_run_that_fails_later_keeps_its_name(opened, store, capsys, monkeypatch):
+    monkeypatch.setattr(workflow.train, "fit", interrupted)
+    refused(capsys, "step2", "--dataset", "digits", "--seed", "5")
+    name, tags = name_and_tags(store, opened)
+    assert (name, tags["kind"], tags["error"]) == ("step2 seed 5", "train", "KeyboardInterrupt")
 
 
 def test_an_interrupted_run_is_killed(store, capsys, monkeypatch):

@@ -3,3 +3,4 @@
 DATASETS = ("auto", "mnist", "digits")
 DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("auto", "numba", "torch")
+DEFAULT_MODEL = "mnist-cnn"  # the registered model that a command takes unless it is told another

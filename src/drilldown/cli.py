@@ -12,13 +12,14 @@ from typing import Any, NoReturn
 
 import click
 
-from drilldown.choices import DATASETS
+from drilldown.choices import DATASETS, DEFAULT_MODEL
 from drilldown.errors import DrilldownError
 from drilldown.messages import one_line, printable
 from drilldown.options import (
     Number,
     TrainOptions,
     combine,
+    experiment_option,
     option,
     reuse_option,
     seed_option,
@@ -60,11 +61,12 @@ for _name in STEP_NAMES:
 @cli.command("all", help="Train every step, and compare them.")
 @seed_option
 @reuse_option
+@experiment_option
 @training_options
-def train_all(reuse: bool, **options: Any) -> None:
+def train_all(reuse: bool, experiment: str, **options: Any) -> None:
     from drilldown import workflow
 
-    workflow.train_all(TrainOptions(**options), reuse)
+    workflow.train_all(TrainOptions(**options), reuse, experiment)
 
 
 @cli.command("repeat", help="Train a step with many seeds, and report how often it reaches its target.")
@@ -72,31 +74,43 @@ def train_all(reuse: bool, **options: Any) -> None:
 @option("seeds", default="10", type=Number(whole=True, optional=False, low=1), help="how many seeds, from 0 on")
 @option("jobs", default="1", type=Number(whole=True, optional=False, low=1), help="how many trainings at a time")
 @reuse_option
+@experiment_option
 @validation_option
 @training_options
-def repeat(step: str, seeds: int, jobs: int, reuse: bool, **options: Any) -> None:
+def repeat(step: str, seeds: int, jobs: int, reuse: bool, experiment: str, **options: Any) -> None:
     from drilldown import workflow
 
-    workflow.repeat_step(step, seeds, jobs, TrainOptions(**options), reuse)
+    workflow.repeat_step(step, seeds, jobs, TrainOptions(**options), reuse, experiment)
 
 
 @cli.command("compare", help="Show the finished runs of the steps side by side.")
 @option("dataset", default="auto", type=click.Choice(DATASETS), help="dataset of the runs; auto: MNIST, if it has any")
-def compare(dataset: str) -> None:
+@experiment_option
+def compare(dataset: str, experiment: str) -> None:
     from drilldown import workflow
 
-    workflow.compare_steps(dataset)
+    workflow.compare_steps(dataset, experiment)
 
 
+@cli.command("status", help="Show the champions, their history, and the unfinished runs; this changes nothing.")
+@option("model", default="all", help="the registered model")
+@experiment_option
+def status(model: str, experiment: str) -> None:
+    from drilldown import workflow
+
+    workflow.show_status(model, experiment)
+
+
+model_option = option("model", default=DEFAULT_MODEL, type=click.Choice(MODELS), help="the registered model")
 champion_options = combine(
-    option("model", default="mnist-cnn", type=click.Choice(MODELS), help="the registered model"),
+    model_option,
     option("why", default="by hand", help="the reason, kept in the champion's history"),
     option("data_dir", help="folder that holds MNIST  [default: the user's cache folder]"),
 )
 
 
 @cli.command("promote", help="Make a registered version the champion, if it passes the checks of every promotion.")
-@option("version", required=True, help="the version's number")
+@option("version", required=True, help="the version's number, or challenger: the newest challenger")
 @option("force", default="false", type=click.BOOL, help="overrule the comparison with the champion, no other check")
 @champion_options
 def promote(version: str, force: bool, **given: str) -> None:
@@ -115,21 +129,31 @@ def roll_back(**given: str) -> None:
 
 @cli.command("predict", help="Classify image files.")
 @option("images", required=True, help="an image file, or a folder of image files")
-@option("model", default="models:/mnist-cnn@champion", help="URI of the model that answers")
+@option("model", default=f"models:/{DEFAULT_MODEL}@champion", help="URI of the model that answers")
 def predict(images: str, model: str) -> None:
     from drilldown import workflow
 
     workflow.predict_images(images, model)
 
 
+@cli.command("serve", help="Serve the champion over HTTP, until Ctrl-C.")
+@model_option
+@option("port", default="5001", type=Number(whole=True, optional=False, low=1, high=65_535), help="port of the server")
+def serve(model: str, port: int) -> None:
+    from drilldown import workflow
+
+    workflow.serve(model, port)
+
+
 @cli.command("record", help="Write results/STEP.json from the finished MNIST runs in the store.")
 @option("step", required=True, type=click.Choice(STEP_NAMES), help="step of the runs")
 @option("epochs", type=Number(whole=True, low=1), help="length of the runs  [default: the recipe's]")
 @option("force", default="false", type=click.BOOL, help="replace a record with more seeds, or of another kind")
-def record(step: str, epochs: int | None, force: bool) -> None:
+@experiment_option
+def record(step: str, epochs: int | None, force: bool, experiment: str) -> None:
     from drilldown import workflow
 
-    workflow.record_results(step, epochs, force)
+    workflow.record_results(step, epochs, force, experiment)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -153,6 +177,9 @@ def main(arguments: list[str] | None = None) -> None:
         fail(stop.code, stop.reason)
     except (KeyboardInterrupt, click.Abort):
         fail(130, "interrupted")
+    except Exception as error:  # a mistake here or in a step's file: its traceback says where
+        _note(printable(one_line(f"{type(error).__name__}: {error}")))
+        raise
 
 
 def fail(code: int | str | None, message: str) -> NoReturn:

@@ -119,6 +119,10 @@ reuse_option = option(
     type=click.BOOL,
     help="reuse finished runs with the same code, versions, data, recipe, target, engine and seed",
 )
+experiment_option = option(
+    "experiment",
+    help="where to look for runs; all: in every experiment  [default: the experiment of this command]",
+)
 validation_option = option(
     "validation",
     default="0",

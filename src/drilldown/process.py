@@ -13,12 +13,14 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock
 
 LIVENESS_FOLDER = Path(".processes")
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 PARENT = os.getppid()  # read as early as possible: the parent may end at any moment
+OPENED_RUN = os.environ.get("MLFLOW_RUN_ID")  # by the program that started this one; MLflow removes the variable
 POLL_SECONDS = 0.5  # between two looks at the parent
 REPEAT_SECONDS = 3  # after a signal, further ones are ignored for so long: an interrupted `mlflow run` sends a second
 RESEND_SECONDS = 30  # after which an orphan is signalled again: an exception raised in a finalizer is lost
@@ -105,6 +107,15 @@ def _release(lock: FileLock) -> None:
     lock.release()
 
 
+def become(command: list[str], **environment: str) -> NoReturn:
+    """Run another program in place of this one, after what would run at this one's end.
+
+    The user's own variables win over `environment`.
+    """
+    atexit._run_exitfuncs()
+    os.execvpe(command[0], command, environment | os.environ)
+
+
 def lock_name(file_name: str) -> str:
     """Return the name, machine:file, of the liveness lock of a process that works in this folder."""
     return f"{platform.node()}:{LIVENESS_FOLDER.absolute() / file_name}"
@@ -116,14 +127,18 @@ def is_elsewhere(lock: str) -> bool:
     return machine != platform.node() or not os.path.isdir(os.path.dirname(file))  # noqa: PTH112, PTH120 (no errors)
 
 
-def is_gone(lock: str) -> bool:
-    """Tell whether the process with this lock has ended; False where this process cannot know."""
+def is_gone(lock: str, *, keep: bool = False) -> bool:
+    """Tell whether the process with this lock has ended; False where this process cannot know.
+
+    Removes the lock's file if so, unless `keep`.
+    """
     if is_elsewhere(lock):
         return False
     file = Path(lock.partition(":")[2])
     try:
         with FileLock(file, timeout=0):
-            file.unlink()
+            if not keep:
+                file.unlink()
     except OSError:  # locked, or not ours
         return False
     return True

@@ -1,10 +1,12 @@
-"""What each command does: train, resume and finish a run; train many; compare; change the champion; predict."""
+"""What each command does: train, resume and finish a run; train many; compare; change the champion; predict; show."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ParamSpec
@@ -15,42 +17,47 @@ from mlflow.exceptions import MlflowException
 from tqdm import tqdm
 
 from drilldown import hardware, process
+from drilldown.choices import DEFAULT_MODEL
 from drilldown.engine import accelerate
 from drilldown.errors import (
     CheckpointError,
     CompareError,
+    DataError,
     DrilldownError,
     ParameterError,
     PredictError,
     RegistryError,
     StoreError,
 )
-from drilldown.experiments import compare, nested, records, repeat
+from drilldown.experiments import compare, nested, records, repeat, status
+from drilldown.experiments.progress import Progress
 from drilldown.inference import predict
 from drilldown.learning import checkpoint, data, train
 from drilldown.learning.evaluate import evaluate
 from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
 from drilldown.registry import registry
-from drilldown.registry.champion import champion_history
+from drilldown.registry.champion import champion_history, explain_no_champion, models_with_a_champion
 from drilldown.registry.verify import Verifier
-from drilldown.reporting import gate, report
-from drilldown.steps import STEP_NAMES, Step, load_step
-from drilldown.tracking import provenance, runs, store
+from drilldown.reporting import gate, plots, report
+from drilldown.reporting.statistics import format_probability
+from drilldown.steps import ROOT, STEP_NAMES, Step, load_step
+from drilldown.tracking import invocation, provenance, runs, search, store
 
 CHECKPOINTS = Path("checkpoints")
+IMAGES = ROOT / "docs" / "digits"  # to try a model on
 MAX_SHEET = 80  # images on the contact sheet of a prediction
 P = ParamSpec("P")
 
 
-def command(function: Callable[P, None]) -> Callable[P, None]:
+def command(function: Callable[P, None], connect: Callable[[], None] = store.connect) -> Callable[P, None]:
     """Connect a command to the store, and turn errors of MLflow and of memory into errors of one line."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         store.quiet_mlflow()
         try:
-            store.connect()
+            connect()
             function(*args, **kwargs)
         except MlflowException as error:
             raise StoreError(store.explain(error)) from error
@@ -90,12 +97,13 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
             dataset = _load_dataset(options)
             runs.check_fingerprint(resume, fingerprint(dataset))
             stack.enter_context(checkpoint.lock(CHECKPOINTS / resume, fresh=False))
-        run_id = stack.enter_context(runs.run(f"{name} seed {options.seed}", {"step": name}, resume or None))
+        tags = {"kind": "train", "step": name}
+        run_id = stack.enter_context(runs.run(f"{name} seed {options.seed}", tags, resume or None))
         folder = CHECKPOINTS / run_id
         if not resume:
             stack.enter_context(checkpoint.lock(folder))
             dataset = _load_dataset(options)
-        stack.enter_context(_resume_hint(name, run_id, folder))
+        stack.enter_context(_resume_hint(name, run_id, folder, options))
         state = train.init_state(network, recipe, dataset, options.seed, device)
         goal = options.goal(step.target, dataset)
         click.echo(
@@ -123,13 +131,29 @@ def _load_dataset(options: TrainOptions) -> data.Dataset:
 
 
 @contextlib.contextmanager
-def _resume_hint(name: str, run_id: str, folder: Path) -> Iterator[None]:
+def _resume_hint(name: str, run_id: str, folder: Path, options: TrainOptions) -> Iterator[None]:
     """Say how to resume a run that was stopped, or whose store or disk failed."""
+    given = {"data_dir": options.data_dir} if options.data_dir else {}  # the run keeps everything else
+    hint = invocation.command(name, resume=run_id, **given)  # now, as the store may not answer then
     try:
         yield
     except (process.Stopped, MlflowException, CheckpointError, OSError):
         if checkpoint.exists(folder):
-            click.echo(f"to resume it: mlflow run . -e {name} --env-manager local -P resume={run_id}")
+            click.echo(f"to resume it: {hint}")
+        raise
+
+
+@contextlib.contextmanager
+def _continue_hint(entry_point: str, options: TrainOptions, experiment: str, **given: object) -> Iterator[None]:
+    """Say how to go on with several trainings that were stopped."""
+    defaults = TrainOptions()
+    given |= {name: value for name, value in asdict(options).items() if value != getattr(defaults, name)}
+    given |= {"experiment": experiment} if experiment else {}
+    hint = invocation.command(entry_point, **given)
+    try:
+        yield
+    except process.Stopped:
+        click.echo(f"to go on, reusing the finished runs: {hint}")
         raise
 
 
@@ -156,48 +180,79 @@ def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset
         if verdict.passed:
             verifier.start()  # its imports take seconds; meanwhile this process draws and exports
         text = report.markdown(step.docstring, seed, history, verdict, goal, split)
-        model = runs.log_end(state, evaluation, verdict, goal, dataset, text)
+        model = runs.log_end(state, evaluation, verdict, goal, dataset, text, f"{step.name}-seed{seed}")
         click.echo(report.verdict_lines(verdict))
+        files = ("report.md", "curves.png", "mistakes.png")
+        comparison = _comparison(split)
         if not verdict.passed:
             click.echo("nothing registered")
+            _say(invocation.next_steps(files, comparison))
             return
         registration = registry.register(model, run_id, step.name, verdict, evaluation, dataset, verifier)
     role = "champion" if registration.champion else "challenger"
-    click.echo(registration.details)
+    _say(registration.details)
     click.echo(f"registered {registration.name} version {registration.version} as {role}: {registration.reason}")
+    _say(invocation.next_steps(files, [*_use(registration.name), *comparison], registration.name))
+
+
+def _use(model: str) -> list[str]:
+    """How to use the model's champion."""
+    given = {} if model == DEFAULT_MODEL else {"model": f"models:/{model}@champion"}
+    return [invocation.serve_command(model), invocation.command("predict", images=os.path.relpath(IMAGES), **given)]
+
+
+def _comparison(split: str) -> list[str]:
+    """How to compare a run with others, if it was measured on the test images."""
+    return [invocation.command("compare")] if split == "test" else []
+
+
+def _say(text: str) -> None:
+    """Print the text, unless it is empty."""
+    if text:
+        click.echo(text)
 
 
 @command
-def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: bool) -> None:
+def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: bool, experiment: str) -> None:
     """Train a step with many seeds, each in a nested run, and log the spread of their figures."""
-    from drilldown.reporting import plots
-
-    with runs.run(f"repeat {step}", {"repeat": step}) as parent:
+    reuse_from = search.experiments(experiment) if reuse else {}
+    with (
+        runs.run(f"repeat {step}", {"kind": "repeat", "repeat": step}) as parent,
+        _continue_hint("repeat", options, experiment, step=step, seeds=seeds, jobs=jobs),
+    ):
         dataset = _load_dataset(options)
         goal = options.goal(load_step(step).target, dataset)
         tasks = [(step, seed) for seed in range(seeds)]
-        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=jobs, quiet=True, reuse=reuse))
+        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=jobs, quiet=True, reuse_from=reuse_from))
         summary = repeat.summarize(step, outcomes, goal, dataset.split)
         curves = {run.seed: run.accuracies for run in summary.runs if run.error is None}
-        figure = plots.seeds(curves, goal.accuracy, dataset.split)
+        figure = plots.seeds(curves, goal.accuracy, repeat.caption(summary, dataset, parent), dataset.split, goal.last)
         runs.log_repeat(summary.as_dict(), summary.metrics(), figure)
         click.echo(repeat.summary_lines(summary))
+        _say(invocation.next_steps(("seeds.png", "repeat.json"), _comparison(dataset.split)))
         nested.check(outcomes)
 
 
 @command
-def train_all(options: TrainOptions, reuse: bool) -> None:
+def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
     """Train every step with one seed, each in a nested run, and compare them."""
-    with runs.run("all", {"all": " ".join(STEP_NAMES)}) as parent:
+    experiments = search.experiments(experiment)
+    reuse_from = experiments if reuse else {}
+    with (
+        runs.run("all", {"kind": "all", "all": " ".join(STEP_NAMES)}) as parent,
+        _continue_hint("all", options, experiment),
+    ):
         dataset = _load_dataset(options)
         tasks = [(step, options.seed) for step in STEP_NAMES]
-        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse=reuse))
+        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse_from=reuse_from))
         trained = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
+        experiments = experiments | search.experiments()  # reused runs, and those of now
         entries = {
-            step: compare.collect(step, dataset.digest, like=trained[step]) if step in trained else None
+            step: compare.collect(step, dataset.digest, experiments, like=trained[step]) if step in trained else None
             for step in STEP_NAMES
         }
-        _log_comparison(entries, dataset.name, {outcome.step: outcome.error for outcome in outcomes if outcome.error})
+        failed = {outcome.step: outcome.error for outcome in outcomes if outcome.error}
+        _log_comparison(parent, entries, dataset.name, failed)
         nested.check(outcomes)
 
 
@@ -209,11 +264,15 @@ def _train_nested(
     *,
     jobs: int,
     quiet: bool,
-    reuse: bool,
+    reuse_from: Collection[str],
 ) -> Iterator[nested.Outcome]:
-    """Train each (step, seed) in a run nested in the parent, or reuse a finished one; print a line for each."""
+    """Train each (step, seed) in a run nested in the parent, or reuse a finished one; print a line for each.
+
+    `reuse_from` are the ids of the experiments whose finished runs may be reused.
+    """
     device = hardware.select_device(options.device)
     goals: dict[str, Goal] = {}
+    lengths: dict[str, int] = {}  # in epochs
     missing, reused = [], []
     for name, seed in tasks:
         try:
@@ -227,51 +286,65 @@ def _train_nested(
             yield outcome
             continue
         goal = goals[name] = options.goal(step.target, dataset)
+        recipe = options.recipe(step.recipe)
         fingerprint = provenance.fingerprint(
             name,
-            recipe=options.recipe(step.recipe),
+            recipe=recipe,
             goal=goal,
             dataset=dataset,
             seed=seed,
             device=device,
             engine=engine,
         )
-        if reuse and (found := runs.find_reusable(fingerprint)):
+        if found := search.find_reusable(reuse_from, name, seed, fingerprint):
             outcome = nested.Outcome.from_run(name, seed, found.info.run_id, dataset.split, reused=True)
             reused.append(found.info.run_id)
             click.echo(nested.outcome_line(outcome, goal))
             yield outcome
         else:
             missing.append((name, seed))
+            lengths[nested.task_name(name, seed)] = recipe.epochs
     runs.note_reused(reused)
     threads = options.threads or max(1, hardware.cores() // min(jobs, len(missing) or 1))
     # Dataset and device are decided here, once for all of them.
     decided = replace(options, dataset=dataset.name, device=device.type, threads=threads)
-    outcomes = nested.train(missing, decided, jobs=jobs, parent=parent, split=dataset.split, quiet=quiet)
-    for outcome in tqdm(outcomes, total=len(missing), unit="run", disable=None):
-        tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
-        yield outcome
+    with Progress(lengths) as progress:
+        for outcome in nested.train(
+            missing, decided, jobs=jobs, parent=parent, split=dataset.split, progress=progress, quiet=quiet
+        ):
+            tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
+            yield outcome
 
 
 @command
-def compare_steps(dataset: str) -> None:
+def compare_steps(dataset: str, experiment: str) -> None:
     """Compare the finished runs of the steps."""
-    with runs.run("compare", {}):
-        if not (newest := compare.newest(dataset)):
-            raise CompareError(f"dataset is {dataset!r}: the store has no finished run to compare; train a step")
+    experiments = search.experiments(experiment)
+    with runs.run("compare", {"kind": "compare"}) as run_id:
+        if not (newest := compare.newest(dataset, experiments)):
+            looked, there = (", ".join(found.values()) for found in (experiments, search.experiments("all")))
+            raise CompareError(
+                f"dataset is {dataset!r}: no finished run to compare in the experiment {looked}; train a step, or look "
+                f"into another experiment: all, {there}"
+            )
         name, digest = compare.dataset_of(newest)
         recipes = {step: load_step(step).recipe for step in STEP_NAMES}
-        _log_comparison({step: compare.collect(step, digest, recipe=recipes[step]) for step in STEP_NAMES}, name, {})
+        entries = {step: compare.collect(step, digest, experiments, recipe=recipes[step]) for step in STEP_NAMES}
+        _log_comparison(run_id, entries, name, {})
 
 
-def _log_comparison(entries: Mapping[str, compare.Entry | None], dataset: str, failed: Mapping[str, str]) -> None:
+def _log_comparison(
+    run_id: str, entries: Mapping[str, compare.Entry | None], dataset: str, failed: Mapping[str, str]
+) -> None:
     """Log the comparison, and print it in short."""
-    table, figure = compare.rows(entries, dataset), compare.figure(entries)
+    caption = compare.caption(entries, dataset, f"run {run_id[:8]}")
+    table, figure = compare.rows(entries, dataset), compare.figure(entries, caption)
     notes = compare.notes(entries, dataset, failed)
-    pages = compare.markdown(table, notes), compare.page(table, notes, figure)
-    runs.log_comparison(dataset, *pages, compare.numbers(entries, table), figure)
-    for row in table:
-        click.echo(compare.line(row))
+    texts = compare.description(table, notes), compare.markdown(table, notes)
+    page = compare.page(table, notes, figure, caption)
+    runs.log_comparison(dataset, *texts, page, compare.numbers(entries, table), figure)
+    click.echo(compare.screen(table))
+    _say(invocation.next_steps(("compare.html", "compare.png", "compare.csv")))
 
 
 @command
@@ -292,30 +365,39 @@ def _change_champion(
     name: str, model: str, data_dir: str, change: Callable[[data.Dataset], registry.Registration]
 ) -> None:
     """Change the champion in a run of its own, and print the champion's history."""
-    with runs.run(f"{name} {model}", {name: model}):
-        done = change(data.load(model.removesuffix("-cnn"), data_dir or None))
-        click.echo(done.details)
+    with runs.run(f"{name} {model}", {"kind": name, name: model}):
+        try:
+            dataset = data.load(model.removesuffix("-cnn"), data_dir or None)
+        except DataError:  # a user without MNIST may mean the digits' model
+            registry.check_registered(model)
+            raise
+        done = change(dataset)
+        _say(done.details)
         for entry in champion_history(model):
             click.echo(entry)
         if not done.champion:
             raise RegistryError(f"{model} version {done.version} stays challenger: {done.reason}")
         click.echo(f"{model} version {done.version} is champion: {done.reason}")
+        _say(invocation.next_steps((), _use(model), model))
 
 
 @command
 def predict_images(images: str, model: str) -> None:
     """Classify image files by a registered model, and log the answers."""
-    from drilldown.reporting import plots
-
     files = predict.find_images(images)
-    with runs.run("predict", {}):
+    with runs.run("predict", {"kind": "predict"}) as run_id:
         loaded, lineage = predict.load(model)
         predictions, seen, refused = predict.predict(loaded, files)
         shown = predictions[:MAX_SHEET]
+        name = lineage.get("model.name")
+        answered_by = f"{name} version {lineage['model.version']}" if name else model
         sheet = plots.sheet(
             seen[:MAX_SHEET],
-            [f"{Path(row.file).name[-18:]}\n{row.digit} ({row.probability:.0%})" for row in shown],
-            f"{len(shown)} of {len(predictions):,} images, as the model saw them",
+            [f"{Path(row.file).name}\n{row.digit}: {format_probability(row.probability)}" for row in shown],
+            plots.Caption(
+                f"{len(shown)} of {len(predictions):,} images, as the model saw them",
+                f"{answered_by}, run {run_id[:8]}",
+            ),
         )
         runs.log_predictions([asdict(row) for row in predictions], refused, sheet, lineage)
         if predictions:
@@ -324,11 +406,40 @@ def predict_images(images: str, model: str) -> None:
             click.echo(f"{file}  left out: {reason}", err=True)
         if not predictions:
             raise PredictError("none of the files could be read")
+        _say(invocation.next_steps(("contact_sheet.png", "predictions.csv")))
 
 
 @command
-def record_results(name: str, epochs: int | None, force: bool) -> None:
+def serve(model: str, port: int) -> None:
+    """Serve the champion over HTTP, by MLflow's server in place of this process."""
+    if model not in models_with_a_champion():
+        raise RegistryError(explain_no_champion(model, invocation.serve_command))
+    request = os.path.relpath(IMAGES / "two.json")
+    click.echo(
+        f"serving {model} on http://127.0.0.1:{port} until Ctrl-C; to ask it about {request}:\n"
+        f"curl --silent http://127.0.0.1:{port}/invocations --header 'Content-Type: application/json' --data @{request}"
+    )
+    uri = f"models:/{model}@champion"
+    serving = ["models", "serve", "--model-uri", uri, "--env-manager", "local", "--port", str(port)]
+    # The models are exported on the CPU; MLflow would load them on a CUDA device where there is one.
+    process.become([sys.executable, "-m", "mlflow", *serving], MLFLOW_DEFAULT_PREDICTION_DEVICE="cpu")
+
+
+@command
+def record_results(name: str, epochs: int | None, force: bool, experiment: str) -> None:
     """Write results/STEP.json from the finished MNIST runs in the store."""
     recipe = load_step(name).recipe
-    file, left_out = records.write(name, recipe, epochs or recipe.epochs, force)
+    file, left_out = records.write(name, recipe, epochs or recipe.epochs, search.experiments(experiment), force)
     click.echo(f"{file}: the newest run of each seed; left out: {left_out}")
+    click.echo("next:   make docs")
+
+
+@functools.partial(command, connect=store.connect_to_read)
+def show_status(model: str, experiment: str) -> None:
+    """Show the registered models and the unfinished runs; nothing is written to the store."""
+    if not store.exists():
+        click.echo(status.EMPTY)
+        return
+    experiments = search.experiments(experiment)
+    runs.name_opened("status", {"kind": "status"})
+    click.echo(status.overview(model, experiments, CHECKPOINTS))

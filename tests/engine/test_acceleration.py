@@ -152,10 +152,30 @@ def test_training_under_torch_is_plain_torch(digits):
     assert_same_bits(network.state_dict(), plain.state_dict())
 
 
-@pytest.mark.parametrize("engine", ["numba", "torch"])
-def test_on_another_device_nothing_is_replaced(engine):
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_on_cuda_only_layers_with_few_channels_are_replaced(engine):
     network = step4.Network()
-    with accelerate(network, engine="auto" if engine == "numba" else engine, device=torch.device("cuda")):
+    with accelerate(network, engine=engine, device=torch.device("cuda")):
+        convolutions = [layer for layer in replaced(network) if isinstance(layer, nn.Conv2d)]
+        normalizations = [layer for layer in replaced(network) if isinstance(layer, nn.BatchNorm2d)]
+        assert len(replaced(network)) == len(convolutions) + len(normalizations)
+        assert [layer.in_channels for layer in convolutions] == [1, 4, 8]
+        assert [layer.num_features for layer in normalizations] == [4, 8, 16, 10]
+    assert not replaced(network)
+
+
+def test_on_cuda_a_wide_network_is_in_channels_last_format():
+    network, weight = (network := step1.Network()), network.layers[2].weight
+    with accelerate(network, device=torch.device("cuda")):
+        assert weight is network.layers[2].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert not replaced(network)
+    assert weight.is_contiguous()
+
+
+def test_on_another_device_nothing_is_replaced():
+    network = step4.Network()
+    with accelerate(network, device=torch.device("meta")):
         assert not replaced(network)
 
 

@@ -6,7 +6,7 @@ import mlflow
 
 from drilldown.experiments.records import RENAMED
 from drilldown.learning.recipe import Recipe
-from drilldown.tracking.tags import prefixed
+from drilldown.tracking.tags import packed, prefixed
 
 TABLE = """----------------------------------------------------------------
         Layer (type)               Output Shape         Param #
@@ -36,22 +36,21 @@ def finished_run(
     **recipe,
 ):
     """Log a run as a training does, or as version 0.1 did; returns its id."""
-    tags = {
-        "step": step,
+    tags = {"step": step, "machine": "2 × CPU", "gate": gate}
+    fingerprint = {
         "dataset.digest": f"of {dataset}",
         "code.digest": code,
         "recipe.digest": f"of seed {seed}",
-        "machine": "2 × CPU",
         "versions.torch": "2",
-        "gate": gate,
     }
     fields = asdict(Recipe(**{"epochs": len(accuracies)} | recipe))
     params = {"run.seed": seed, "run.dataset": dataset, "run.validation": validation, "run.device": "cpu"}
     params |= {"run.threads": 2, "target.accuracy": 99.4, "target.last": 5}
     if version_0_1:
         fields = {FORMER_NAMES.get(name, name): value for name, value in fields.items()}
+        tags |= fingerprint
     else:
-        tags = prefixed(tags)
+        tags = prefixed(tags | packed("fingerprint", fingerprint))
         params["run.engine"] = engine
     with mlflow.start_run() as run:
         mlflow.set_tags(tags | {"mlflow.source.git.commit": commit})

@@ -2,7 +2,9 @@
 
 import base64
 import io
+import json
 import re
+from html import escape, unescape
 from html.parser import HTMLParser
 
 import mlflow
@@ -13,14 +15,17 @@ from PIL import Image
 
 from drilldown.experiments import compare
 from drilldown.learning.recipe import Goal, Recipe
-from drilldown.reporting import report
+from drilldown.reporting import plots, report
 from drilldown.tracking import runs
 from drilldown.tracking.tags import ours
 from tests.experiments.finished import TABLE, finished_run
+from tests.support.browser import CHROMIUM, open_page
+
+CAPTION = plots.Caption("The steps side by side on mnist", "step2, step4; run 3f2a91c0")
 
 
 def collect(step, like=None, **recipe):
-    return compare.collect(step, "of mnist", like=like, recipe=Recipe(**recipe) if recipe else None)
+    return compare.collect(step, "of mnist", ["0"], like=like, recipe=Recipe(**recipe) if recipe else None)
 
 
 def accuracies(entry):
@@ -70,7 +75,7 @@ def test_runs_of_version_0_1_are_compared(store):
     assert accuracies(entry) == {0: [90.0, 91.0], 1: [92.0, 93.0]}
     assert (entry.passed, entry.left_out, entry.machines) == (1, 1, {"2 × CPU"})
     assert entry.record["recipe"].items() >= recipe.items()
-    assert compare.dataset_of(compare.newest("auto")) == ("mnist", "of mnist")
+    assert compare.dataset_of(compare.newest("auto", ["0"])) == ("mnist", "of mnist")
 
     finished_run("step3", 0, [90.0, 91.0], **recipe | {"translate": 0.05})
     changes = compare.changes(entry, collect("step3"))
@@ -87,14 +92,14 @@ def test_runs_of_two_versions_are_not_seeds_of_one_entry(store):
 
 def test_no_run(store):
     assert collect("step1") is None
-    assert compare.newest("auto") is None
+    assert compare.newest("auto", ["0"]) is None
     finished_run("step1", 0, [90.0], validation=5000)
-    assert compare.newest("mnist") is None
+    assert compare.newest("mnist", ["0"]) is None
     on_digits = finished_run("step1", 0, [90.0], dataset="digits")
-    assert compare.newest("auto").info.run_id == on_digits
+    assert compare.newest("auto", ["0"]).info.run_id == on_digits
     on_mnist = finished_run("step1", 0, [90.0])
     finished_run("step1", 0, [90.0], dataset="digits")
-    assert compare.newest("auto").info.run_id == on_mnist
+    assert compare.newest("auto", ["0"]).info.run_id == on_mnist
 
 
 @pytest.fixture
@@ -131,8 +136,9 @@ def test_one_row_per_step(entries):
     assert rows[2]["changes from the step before"] == (
         "parameters 2,000 → 4,000; -1 BatchNorm2d; +1 Dropout; epochs 6 → 2; lr 0.01 → 0.02"
     )
-    assert compare.line(rows[0]) == "step1: no finished run"
-    assert "2,000 parameters, final 99.60 ± 0.14 %" in compare.line(rows[1])
+    shown = [line.split() for line in compare.screen(rows).splitlines()]
+    assert shown[1][:6] == ["step1", "–", "0", "no", "finished", "run"]
+    assert shown[2][:6] == ["step2", "2,000", "2", "99.60", "±", "0.14"]
 
 
 def test_published_figures_are_shown_for_mnist_only(entries):
@@ -177,13 +183,70 @@ class Page(HTMLParser):
 def test_the_page_needs_no_other_file(entries):
     rows = compare.rows(entries, "mnist")
     rows[0]["step"] = "<script>step1</script>"
-    figure = compare.figure(entries)
-    page = Page(compare.page(rows, ["a < b"], figure))
+    figure = compare.figure(entries, CAPTION)
+    page = Page(compare.page(rows, ["a < b"], figure, CAPTION))
     assert page.cells == [*rows[0], *(value for row in rows for value in row.values())]
     (address,) = page.addresses
     picture = base64.b64decode(address.removeprefix("data:image/png;base64,"))
     assert Image.open(io.BytesIO(picture)).size[0] > 1000
-    assert "a &lt; b" in compare.page(rows, ["a < b"], figure)
+    assert "a &lt; b" in compare.page(rows, ["a < b"], figure, CAPTION)
+
+
+WIDTHS = (360, 700, 1000, 1300, 1400, 2000)  # of a phone, of a screen, and around the change of the layout
+PROBE = """<!doctype html><meta charset="utf-8">{frames}<pre></pre><script>
+addEventListener("load", () => {{
+  const seen = [...document.querySelectorAll("iframe")].map((frame) => {{
+    const page = frame.contentDocument;
+    const isWhole = (part) => {{
+      const box = part.getBoundingClientRect();
+      return box.width > 0 && box.left >= 0 && box.right <= frame.clientWidth && part.scrollWidth <= part.clientWidth;
+    }};
+    const isNamed = (cell) => frame.contentWindow.getComputedStyle(cell, "::before").content != "none";
+    const cells = [...page.querySelectorAll("td")].filter(isWhole);
+    return {{
+      width: page.documentElement.scrollWidth,
+      headings: [...page.querySelectorAll("th")].filter(isWhole).map((heading) => heading.textContent),
+      cells: cells.map((cell) => [isNamed(cell) ? cell.dataset.heading : null, cell.textContent]),
+      picture: page.querySelector("img").width,
+    }};
+  }});
+  document.querySelector("pre").textContent = JSON.stringify(seen);
+}});
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+def test_the_page_shows_every_column_at_every_width(entries, tmp_path):
+    rows = compare.rows(entries, "mnist")
+    page = compare.page(rows, ["a note"], compare.figure(entries, CAPTION), CAPTION)
+    frames = (f'<iframe style="width: {width}px; border: 0" srcdoc="{escape(page)}"></iframe>' for width in WIDTHS)
+    (tmp_path / "probe.html").write_text(PROBE.format(frames="".join(frames)))
+    printed = open_page((tmp_path / "probe.html").as_uri(), "--dump-dom", "--window-size=2400,1600")
+    found = json.loads(unescape(printed.partition("<pre>")[2].partition("</pre>")[0]))
+    wanted = [(heading, value) for row in rows for heading, value in row.items()]
+    for width, seen in zip(WIDTHS, found, strict=True):
+        assert seen["width"] == width  # nothing to scroll to
+        assert [value for _, value in seen["cells"]] == [value for _, value in wanted]
+        if width < 1360:  # cards: each value has its heading
+            assert [tuple(cell) for cell in seen["cells"]] == wanted
+        else:
+            assert seen["headings"] == list(rows[0])
+        assert min(width, 800) - 40 < seen["picture"] <= width
+
+
+def test_the_page_says_what_it_shows_and_fits_a_phone(entries):
+    page = compare.page(compare.rows(entries, "mnist"), [], compare.figure(entries, CAPTION), CAPTION)
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert f"<title>{CAPTION.title} ({CAPTION.details})</title>" in page
+    assert f"<h1>{CAPTION.title}</h1>" in page
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Results", "Accuracy", "Notes"]
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_the_caption_names_the_steps_that_have_runs(entries):
+    assert compare.caption(entries, "mnist", "run 3f2a91c0") == CAPTION
+    assert compare.caption({"step1": None}, "digits", "x").details == "no step; x"
 
 
 def test_the_notes_name_missing_and_left_out_runs(entries, store):
@@ -198,11 +261,17 @@ def test_the_notes_name_missing_and_left_out_runs(entries, store):
 
 
 def test_the_comparison_is_logged(entries, store):
-    rows, notes, figure = compare.rows(entries, "mnist"), ["a note"], compare.figure(entries)
+    rows, notes, figure = compare.rows(entries, "mnist"), ["a note"], compare.figure(entries, CAPTION)
     with runs.run("compare", {}) as run_id:
-        pages = compare.markdown(rows, notes), compare.page(rows, notes, figure)
-        runs.log_comparison("mnist", *pages, compare.numbers(entries, rows), figure)
-    assert ours(store.get_run(run_id).data.tags)["compare"] == "mnist"
+        texts = compare.description(rows, notes), compare.markdown(rows, notes)
+        page = compare.page(rows, notes, figure, CAPTION)
+        runs.log_comparison("mnist", *texts, page, compare.numbers(entries, rows), figure)
+    tags = store.get_run(run_id).data.tags
+    assert ours(tags)["compare"] == "mnist"
+    assert "- **step2**: parameters 2,000, seeds 2, " in tags["mlflow.note.content"]
+    assert "- **step1**: no finished run\n" in tags["mlflow.note.content"]
+    assert "- a note\n" in tags["mlflow.note.content"]
+    assert not re.search(r"\||!\[", tags["mlflow.note.content"])  # no table, no picture
     kept = {file.path for file in store.list_artifacts(run_id)}
     assert kept == {"compare.md", "compare.html", "compare.csv", "compare.png"}
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/compare.md")
@@ -216,4 +285,4 @@ def test_a_comparison_without_any_run(store):
     entries = dict.fromkeys(("step1", "step2"))
     rows = compare.rows(entries, "digits")
     assert list(compare.numbers(entries, rows)["seeds"]) == [0, 0]
-    assert "no finished run" in compare.page(rows, [], compare.figure(entries))
+    assert "no finished run" in compare.page(rows, [], compare.figure(entries, CAPTION), CAPTION)

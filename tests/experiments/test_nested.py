@@ -49,6 +49,19 @@ def test_the_outcome_of_a_finished_run(store, version_0_1):
     assert outcome.seconds > 0
 
 
+class Seen:
+    """Stands in for `Progress`: keeps what it is told."""
+
+    def __init__(self):
+        self.seen = []
+
+    def epoch(self, name, epoch):
+        self.seen.append((name, epoch))
+
+    def end(self, name):
+        self.seen.append(f"end of {name}")
+
+
 def test_a_process_gets_its_options_its_run_and_the_import_path_and_its_last_line_is_the_error(
     store, monkeypatch, tmp_path
 ):
@@ -59,16 +72,20 @@ def test_a_process_gets_its_options_its_run_and_the_import_path_and_its_last_lin
 
         def __init__(self, command, **settings):
             started.append((command, settings))
+            settings["stderr"].write(b"a warning\nerror: lr is 0\n")
+            settings["stdout"].write(b"step2, seed 5: 12,584 parameters\nepoch  1/3  train\nepoch  2/3  train\n")
+            settings["stdout"].flush()
 
-        def communicate(self):
-            return None, "a warning\nerror: lr is 0\n"
+        def wait(self, seconds=None):
+            return self.returncode
 
     monkeypatch.setattr(subprocess, "Popen", Process)
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     monkeypatch.setenv("MNIST_MIRROR", "a mirror")
     options = TrainOptions(seed=9, dataset="digits", epochs=3)
-    parent = store.create_run("0").info.run_id
-    (outcome,) = nested.train([("step2", 5)], options, jobs=2, parent=parent, split="test")
+    parent, progress = store.create_run("0").info.run_id, Seen()
+    (outcome,) = nested.train([("step2", 5)], options, jobs=2, parent=parent, split="test", progress=progress)
+    assert progress.seen == [("step2 seed 5", 0), ("step2 seed 5", 1), ("step2 seed 5", 2), "end of step2 seed 5"]
     assert (outcome.step, outcome.seed, outcome.error) == ("step2", 5, "lr is 0")
     ((command, settings),) = started
     assert command[:4] == [sys.executable, "-m", "drilldown", "step2"]
@@ -80,6 +97,7 @@ def test_a_process_gets_its_options_its_run_and_the_import_path_and_its_last_lin
     assert environment["MLFLOW_TRACKING_URI"] == os.environ["MLFLOW_TRACKING_URI"]
     assert environment["PYTHONPATH"].split(os.pathsep) == [str(ROOT / "src"), str(ROOT), "elsewhere"]
     assert environment["MNIST_MIRROR"] == "a mirror"
+    assert environment["DRILLDOWN_STARTER"] == "python"  # its hints begin as this command did
     run = store.get_run(outcome.run_id)
     assert (run.info.status, run.info.run_name) == ("FAILED", "step2 seed 5")
     assert ours(run.data.tags)["error"] == "lr is 0"
@@ -121,8 +139,12 @@ def test_a_repetition_that_is_stopped_leaves_no_process_and_no_open_run(tmp_path
     trainings = [child_of_seed(process.pid, seed) for seed in (0, 1)]
     wait_until(lambda: len(list(tmp_path.glob("checkpoints/*/*.pt"))) >= 2, seconds=120, for_what="saved epochs")
     process.terminate()
-    process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
+    assert stdout.splitlines()[-1] == (
+        "to go on, reusing the finished runs: "
+        "python -m drilldown repeat --step step4 --seeds 2 --jobs 2 --dataset digits --epochs 100"
+    )
     assert not any(Path(f"/proc/{child}").exists() for child in trainings)
     assert {run.info.status for run in project.runs()} == {"KILLED"}
     assert len(project.runs()) == 3

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 
@@ -12,6 +13,7 @@ from drilldown.steps import ROOT, STEP_NAMES
 from tests.experiments.finished import finished_run
 
 RECIPE = Recipe(epochs=2)
+write = partial(records.write, experiments=["0"])  # the test's store has one experiment
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def test_the_newest_finished_full_run_of_each_seed(store, folder):
     finished_run("step2", 3, [1.0, 1.0], dataset="digits")
     finished_run("step2", 4, [1.0, 1.0], validation=5000)
     finished_run("step2", 5, [1.0])  # shorter
-    file, left_out = records.write("step2", RECIPE, epochs=2)
+    file, left_out = write("step2", RECIPE, epochs=2)
     record = json.loads(file.read_text())
     assert (file, left_out) == (folder / "step2.json", 1)
     assert record == {
@@ -55,24 +57,24 @@ def test_the_newest_finished_full_run_of_each_seed(store, folder):
 
 def test_a_short_run_never_takes_the_name_of_a_full_one(store, folder):
     finished_run("step2", 0, [98.0, 98.5])
-    assert records.write("step2", replace(RECIPE, epochs=20), epochs=2)[0].name == "step2-2-epochs.json"
+    assert write("step2", replace(RECIPE, epochs=20), epochs=2)[0].name == "step2-2-epochs.json"
     assert records.read("step2") is None
 
 
 def test_fewer_seeds_or_another_recipe_do_not_replace_a_record_unless_forced(store, folder):
     finished_run("step2", 0, [98.0, 98.5])
     finished_run("step2", 1, [98.0, 98.5])
-    file, _ = records.write("step2", RECIPE, epochs=2)
+    file, _ = write("step2", RECIPE, epochs=2)
     finished_run("step2", 0, [99.0, 99.5], code="b")
     before = file.read_bytes()
     with pytest.raises(RecordError, match=r"it has 2 seeds, and the store has 1; --force true replaces it"):
-        records.write("step2", RECIPE, epochs=2)
+        write("step2", RECIPE, epochs=2)
     finished_run("step2", 0, [99.0, 99.5], lr=0.5)
     finished_run("step2", 1, [99.0, 99.5], lr=0.5)
     with pytest.raises(RecordError, match="it differs in recipe; --force true"):
-        records.write("step2", replace(RECIPE, lr=0.5), epochs=2)
+        write("step2", replace(RECIPE, lr=0.5), epochs=2)
     assert file.read_bytes() == before
-    assert records.write("step2", RECIPE, epochs=2, force=True) == (file, 2)
+    assert write("step2", RECIPE, epochs=2, force=True) == (file, 2)
     assert seeds(file) == [0]
 
 
@@ -82,7 +84,7 @@ def test_runs_of_other_code_or_with_another_recipe_are_left_out(store, folder):
     finished_run("step2", 1, [98.5])
     finished_run("step2", 2, [98.5], commit="another, in which this code is the same")
     finished_run("step2", 3, [98.0], lr=0.02)  # the newest
-    file, left_out = records.write("step2", replace(RECIPE, epochs=1), epochs=1)
+    file, left_out = write("step2", replace(RECIPE, epochs=1), epochs=1)
     assert seeds(file) == [1, 2]
     assert left_out == 2
 
@@ -91,7 +93,7 @@ def test_runs_of_another_engine_are_left_out(store, folder):
     finished_run("step2", 0, [98.0], engine="torch")
     finished_run("step2", 1, [98.0], version_0_1=True)  # logged no engine
     finished_run("step2", 2, [98.5])
-    file, left_out = records.write("step2", replace(RECIPE, epochs=1), epochs=1)
+    file, left_out = write("step2", replace(RECIPE, epochs=1), epochs=1)
     assert seeds(file) == [2]
     assert left_out == 2
 
@@ -100,7 +102,7 @@ def test_runs_of_version_0_1_are_recorded_with_the_recipe_names_of_today(store, 
     recipe = Recipe(epochs=1, schedule="one-cycle", warmup_fraction=0.3, ema_epochs=0.5, translate=0.02)
     finished_run("step2", 0, [98.0], version_0_1=True, **asdict(recipe))
     finished_run("step2", 1, [98.0], version_0_1=True, **asdict(recipe))
-    file, left_out = records.write("step2", recipe, epochs=1)
+    file, left_out = write("step2", recipe, epochs=1)
     record = json.loads(file.read_text())
     assert (seeds(file), left_out) == ([0, 1], 0)
     assert record["recipe"] == asdict(recipe)
@@ -116,8 +118,10 @@ def test_records_of_version_0_1_are_read_with_the_recipe_names_of_today():
 
 
 def test_nothing_to_record(store, folder):
-    with pytest.raises(RecordError, match="the store has no finished MNIST run of it with its recipe and 20 epochs"):
-        records.write("step2", RECIPE, epochs=20)
+    with pytest.raises(
+        RecordError, match="the experiment has no finished MNIST run of it with its recipe and 20 epochs"
+    ):
+        write("step2", RECIPE, epochs=20)
 
 
 def test_figures():

@@ -7,6 +7,7 @@ import pytest
 from drilldown.experiments import repeat
 from drilldown.experiments.nested import Outcome
 from drilldown.learning.recipe import Goal
+from drilldown.reporting.plots import Caption
 
 GOAL = Goal(accuracy=99.4)
 
@@ -38,6 +39,9 @@ def test_summary():
     assert kept["spread"]["min_accuracy_last_k"]["min"] == 99.0
     assert kept["spread"]["best_test_accuracy"]["mean"] == pytest.approx(99.5 + 0.2 / 3)
     assert kept["spread"]["run_seconds"] == pytest.approx({"mean": 20, "std": 10, "min": 10, "max": 30})
+    shown = repeat.summary_lines(summary).splitlines()
+    assert shown[0].split() == ["over", "the", "seeds", "mean", "std", "min", "max"]
+    assert shown[1].split() == ["final_test_accuracy", "99.50", "0.20", "99.30", "99.70"]
 
 
 def test_pass_rate_with_its_interval():
@@ -65,6 +69,15 @@ def test_a_summary_of_failed_seeds_only():
     summary, kept = summarize([Outcome("step4", 0, "run-0", error="no")])
     assert (kept["failed"], kept["spread"]) == (1, {})
     assert (summary.failed, summary.pass_rate.passed) == (1, 0)
+
+
+def test_the_caption_of_the_seeds_tells_them_apart(digits):
+    summary, _ = summarize([outcome(0, 99.5), outcome(1, 99.3, passed=False), Outcome("step4", 2, "run-2", error="no")])
+    assert repeat.caption(summary, digits, "3f2a91c0d4") == Caption(
+        "step4: 2 of 3 seeds, gate passed by 1", "99.40 ± 0.14 % of the digits test images, run 3f2a91c0"
+    )
+    summary, _ = summarize([Outcome("step4", 0, "run-0", error="no")], "validation")
+    assert repeat.caption(summary, digits, "3f2a91c0d4") == Caption("step4: 0 of 1 seeds", "run 3f2a91c0")
 
 
 def test_figures_of_the_validation_slice_never_have_the_name_of_a_test_figure():

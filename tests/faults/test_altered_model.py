@@ -120,7 +120,7 @@ def test_altered_champion(champion, store, image, trained, digits, capsys, recor
 def test_deleted_champion(champion, store, image, capsys, record_property):
     predict = ["predict", "--images", image, "--model", CHAMPION]
     promote, roll_back = ["promote", "--version", "1", "--model", "digits-cnn"], ["rollback", "--model", "digits-cnn"]
-    no_alias = "it takes the URI of a model in this store (Registered model alias champion not found.)"
+    no_alias = f"model is '{CHAMPION}': digits-cnn has no champion; to train one: "
     no_version = "version is '1': it takes a version of digits-cnn, which has none"
     deletions = [
         (lambda: store.delete_registered_model_alias("digits-cnn", "champion"), [(predict, 2, no_alias)]),
@@ -128,7 +128,7 @@ def test_deleted_champion(champion, store, image, capsys, record_property):
         (
             lambda: store.delete_registered_model("digits-cnn"),
             [
-                (predict, 2, "Registered Model with name=digits-cnn not found"),
+                (predict, 2, no_alias),
                 (promote, 2, no_version),
                 (roll_back, 1, "digits-cnn has no version yet: a run that passes the gate registers one"),
             ],

@@ -50,6 +50,7 @@ NUMBERS = {
     "target": (float, 0, 100, True),
     "seeds": (int, 1, 9_999, False),
     "jobs": (int, 1, 9_999, False),
+    "port": (int, 1, 65_535, False),
 }
 REQUIRED = {"predict": {"images": "x"}, "promote": {"version": "1"}, "record": {"step": "step1"}}
 OPTIONS = [(name, option.name) for name, command in cli.cli.commands.items() for option in command.params]
@@ -128,7 +129,7 @@ def test_invalid_choices(command, name, record_property):
 @pytest.mark.parametrize(("command", "name"), of_type(click.types.StringParamType))
 def test_invalid_texts(command, name, record_property):
     values = [*LINES, LONG, "é" * 1001, " ", "\u3000"]
-    values += [] if name in ("data_dir", "resume") else [""]
+    values += [] if name in ("data_dir", "resume", "experiment") else [""]
     for value in values:
         assert_refused(command, name, value)
     record_property("times", len(values))
@@ -169,6 +170,7 @@ def test_invalid_texts(command, name, record_property):
         ("predict", "images", "a" * 1000, "a" * 1000),
         ("step1", "data_dir", "", ""),
         ("step1", "resume", "", ""),
+        ("compare", "experiment", "", ""),
     ],
 )
 def test_values_at_the_limits(command, name, value, taken):

@@ -35,8 +35,10 @@ def test_each_answer_belongs_to_its_file_and_unreadable_files_are_named(tmp_path
 def test_table_for_the_screen():
     rows = [predict.Prediction(f"{number:03}.png", number % 10, 0.9, 3, 0.05) for number in range(120)]
     lines = predict.table(rows[:2]).splitlines()
-    assert lines[1:] == ["000.png      0       90.00%  3 (5.00%)", "001.png      1       90.00%  3 (5.00%)"]
+    assert lines[1:] == ["000.png      0      90.00 %    3 (5.00 %)", "001.png      1      90.00 %    3 (5.00 %)"]
     assert lines[0].split("  ")[0].strip() == "file"
+    certain = predict.table([predict.Prediction("0.png", 0, 1 - 1e-7, 3, 1e-7)])
+    assert certain.splitlines()[1] == "0.png      0    > 99.99 %  3 (< 0.01 %)"
     many = predict.table(rows).splitlines()
     assert len(many) == 102
     assert many[-1] == "… and 20 more, in predictions.csv"
@@ -49,7 +51,7 @@ def test_no_image_to_predict(tmp_path):
         predict.find_images(tmp_path)
 
 
-@pytest.mark.parametrize("uri", ["models:/mnist-cnn@champion", "models:/mnist-cnn/1", "models:/mnist-cnn", "nowhere"])
+@pytest.mark.parametrize("uri", ["models:/mnist-cnn@first", "models:/mnist-cnn/1", "models:/mnist-cnn", "nowhere"])
 def test_a_model_that_does_not_exist(store, uri):
     with pytest.raises(ParameterError, match=f"model is '{uri}': it takes the URI of a model in this store"):
         predict.load(uri)

@@ -137,8 +137,8 @@ def test_the_moving_average(engine, some_digits):
 
 def test_the_average_is_updated_every_few_updates_and_at_the_end(some_digits, monkeypatch):
     calls = []
-    update = train.AveragedModel.update_parameters
-    monkeypatch.setattr(train.AveragedModel, "update_parameters", lambda *a: calls.append(None) or update(*a))
+    update = train.WeightAverage.update_parameters
+    monkeypatch.setattr(train.WeightAverage, "update_parameters", lambda *a: calls.append(None) or update(*a))
     train_small(some_digits, Recipe(epochs=1, batch_size=24, ema_epochs=1))  # 6 updates
     assert len(calls) == 2
 
@@ -230,13 +230,3 @@ def test_preparing_selects_the_device_and_the_threads():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-def test_cuda_trains_like_the_cpu(some_digits):
-    recipe = Recipe(epochs=3, batch_size=48, lr=0.05, rotation=5)
-    losses = []
-    for device in ("cpu", "cuda"):
-        state = train.init_state(SmallNetwork(), recipe, some_digits, 0, train.prepare(0, device))
-        losses.append(next(train.fit(state, recipe, some_digits)).train_loss)
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)

@@ -56,19 +56,19 @@ def test_level_of_significance():
     assert not promotion.decide(candidate("2", ()), candidate("1", range(5)), LABELS).promoted  # p = 0.06
 
 
-def test_markdown_has_both_tables():
+def test_the_answers_of_both_models_in_tables():
     challenger, champion = candidate("12", (3, 13, 4)), candidate("7", (3, 5, 15, 25))
     decision = promotion.decide(challenger, champion, LABELS)
-    text = promotion.markdown(challenger, champion, LABELS, decision, promoted=False)
-    assert text.startswith("**Not promoted**: not significantly better than version 7 (")
-    forced = promotion.markdown(challenger, champion, LABELS, decision, promoted=True)
-    assert forced == text.replace("**Not promoted**", "**Promoted by force**")
-    assert "| version 12 right | 994 | 3 |\n| version 12 wrong | 2 | 1 |" in text
-    assert "| version 12 | 0 | 0 | 0 | 2 | 1 | 0 | 0 | 0 | 0 | 0 | 3 |" in text
-    assert "| version 7 | 0 | 0 | 0 | 1 | 0 | 3 | 0 | 0 | 0 | 0 | 4 |" in text
+    both, by_digit = (
+        [[*row.values()] for row in rows] for rows in promotion.tables(challenger, champion, LABELS, decision)
+    )
+    assert both == [["version 12 right", 994, 3], ["version 12 wrong", 2, 1]]
+    assert by_digit == [
+        ["version 12", 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 3],
+        ["version 7", 0, 0, 0, 1, 0, 3, 0, 0, 0, 0, 4],
+    ]
 
 
-def test_markdown_of_the_first_champion():
-    text = promotion.markdown(candidate("1", (3,)), None, LABELS, promotion.FIRST, promoted=True)
-    assert text.startswith("**Promoted**: there was no champion.")
-    assert "| version 1 | 0 | 0 | 0 | 1 |" in text
+def test_the_first_champion_has_one_table():
+    (by_digit,) = promotion.tables(candidate("1", (3,)), None, LABELS, promotion.FIRST)
+    assert [[*row.values()] for row in by_digit] == [["version 1", 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1]]

@@ -1,6 +1,7 @@
 """Registration, verification, promotion and rollback in a real registry."""
 
 import getpass
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from drilldown.errors import ParameterError, RegistryError, VerificationError
 from drilldown.registry import registry
 from drilldown.registry.champion import champion_history
 from drilldown.registry.verify import Verifier, verify
-from drilldown.tracking.tags import PREFIX, ours
+from drilldown.tracking.tags import PACKED, PREFIX, ours
 from tests.support.concurrency import at_once, watch_turns
 from tests.support.networks import SMALL_RECIPE, train_small
 from tests.support.registered import aliases, predict_in_process, register, verify_in_process
@@ -58,6 +59,9 @@ def test_the_first_model_becomes_champion_and_registering_is_idempotent(store, i
     assert (first.name, first.version, first.champion) == ("digits-cnn", "1", True)
     version = store.get_model_version_by_alias("digits-cnn", "champion")
     assert (version.run_id, version.source) == (run_id, model.model_uri)
+    assert json.loads(store.get_logged_model(model.model_id).tags["mlflow.modelVersions"]) == [
+        {"name": "digits-cnn", "version": version.version}
+    ]
     assert aliases(store) == {"challenger": "1", "champion": "1"}
     expected = {
         "step": "small", "dataset.digest": digits.digest, "parameters": "1000", "verified": "true",
@@ -66,6 +70,10 @@ def test_the_first_model_becomes_champion_and_registering_is_idempotent(store, i
     }  # fmt: skip
     assert ours(version.tags).items() >= expected.items()
     assert all(tag.startswith(PREFIX) for tag in version.tags)
+    assert (
+        'mlflow.pyfunc.load_model("models:/digits-cnn@champion")'
+        in store.get_registered_model("digits-cnn").description
+    )
     (change,) = champion_history("digits-cnn")
     assert (change.kind, change.before, change.after) == ("promotion", None, "1")
     assert (change.by, change.why) == (getpass.getuser(), "small passed the gate; there was no champion")
@@ -89,10 +97,15 @@ def test_promotions_and_rollbacks(store, in_process, trained, digits):
     accuracy, weaker = (float(tags_of(store, number)["test_accuracy"]) for number in ("2", "1"))
     assert alone - rival == pytest.approx((accuracy - weaker) / 100 * len(digits.test_labels))
     assert p < 0.05
-    assert version.description.startswith("**Promoted**: significantly better than version 1")
-    assert f"| version 2 right | {tags['promotion.both_right']} | {alone:.0f} |" in version.description
+    assert version.description.startswith("Promoted: significantly better than version 1")
+    both = int(tags["promotion.both_right"])
+    assert f"both classify correctly: {both}; only version 2: {alone:.0f}; only version 1: {rival:.0f}; " in (
+        version.description
+    )
 
+    store.update_registered_model("digits-cnn", "my own words")
     same = register(track(trained, digits), digits, parameters=2000)  # neither better nor smaller
+    assert store.get_registered_model("digits-cnn").description == "my own words"
     assert not same.champion
     assert "not significantly better than version 2 (alone right on 0 images, the champion on 0" in same.reason
     assert aliases(store) == {"challenger": "3", "champion": "2"}
@@ -109,7 +122,7 @@ def test_promotions_and_rollbacks(store, in_process, trained, digits):
         "an experiment; by force, though significantly worse than version 4"
     )
     version = store.get_model_version("digits-cnn", "1")
-    assert version.description.startswith("**Promoted by force**: significantly worse than version 4")
+    assert version.description.startswith("Promoted by force: significantly worse than version 4")
     assert tags_of(store, "1")["promotion.promoted"] == "True"
     assert changes() == [
         ("promotion", None, "1"),
@@ -170,6 +183,22 @@ def test_rollback_and_promotion_without_versions(store, digits):
         registry.roll_back(digits, why="regretted")
     with pytest.raises(ParameterError, match="version is '1': it takes a version of digits-cnn, which has none"):
         registry.promote("1", digits, why="by hand")
+
+
+def test_the_challenger_is_promoted_by_its_alias(store, in_process, tracked, trained, digits):
+    missing = "version is 'challenger': it takes a version of digits-cnn, which has none"
+    with pytest.raises(ParameterError, match=missing):
+        registry.promote("challenger", digits, why="by hand")
+    register(tracked, digits, parameters=1000)
+    assert registry.promote("challenger", digits, why="by hand").reason == "it is the champion already"
+    register(track(trained, digits), digits, parameters=2000)
+    done = registry.promote("challenger", digits, why="by hand", force=True)
+    assert (done.version, done.champion) == ("2", True)
+    assert aliases(store) == {"challenger": "2", "champion": "2"}
+    assert changes()[-1] == ("promotion", "1", "2")
+    store.delete_registered_model_alias("digits-cnn", "challenger")
+    with pytest.raises(ParameterError, match="digits-cnn has no challenger; its versions are 1, 2"):
+        registry.promote("challenger", digits, why="by hand")
 
 
 def test_only_verified_models_are_promoted(store, in_process, tracked, trained, digits):
@@ -262,10 +291,13 @@ def test_versions_and_history_of_the_first_edition(store, in_process, trained, d
     register(track(trained, digits), digits, parameters=1000)
     register(track(trained, digits), digits, parameters=900)
     for version in ("1", "2"):
-        for tag, value in store.get_model_version("digits-cnn", version).tags.items():
-            old_tag = tag.removeprefix(PREFIX).replace("min_accuracy_last_k", "streak_accuracy")
+        tags = store.get_model_version("digits-cnn", version).tags
+        for tag in tags:
             store.delete_model_version_tag("digits-cnn", version, tag)
-            store.set_model_version_tag("digits-cnn", version, old_tag, value)
+        for tag, value in ours(tags).items():
+            if tag not in tags and tag not in PACKED:
+                old_tag = tag.replace("min_accuracy_last_k", "streak_accuracy")
+                store.set_model_version_tag("digits-cnn", version, old_tag, value)
     for tag, value in store.get_registered_model("digits-cnn").tags.items():
         store.delete_registered_model_tag("digits-cnn", tag)
         store.set_registered_model_tag("digits-cnn", tag.removeprefix(PREFIX), value)
@@ -284,7 +316,7 @@ def test_versions_and_history_of_the_first_edition(store, in_process, trained, d
     assert register(track(trained, digits), digits, parameters=800).champion
     assert [version for _, _, version in changes()] == ["1", "2", "1", "2", "3"]
     version = store.get_model_version("digits-cnn", "2")
-    assert version.tags[f"{PREFIX}promotion.promoted"] == "True"
+    assert ours(version.tags)["promotion.promoted"] == "True"
 
 
 def test_a_model_that_needs_pickle_is_not_promoted(store, digits):

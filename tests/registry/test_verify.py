@@ -182,7 +182,7 @@ def test_verifier_and_evaluation_agree_on_every_image(store, digits):
             mean_logits = classifier.logits(images[:100]).mean(0)
         classifier.network = Centered(classifier.network, mean_logits.clone())
         with mlflow.start_run():
-            folder = Path(mlflow.artifacts.download_artifacts(log_model(classifier, digits).model_uri))
+            folder = Path(mlflow.artifacts.download_artifacts(log_model(classifier, digits, name).model_uri))
         predictions = evaluate(classifier, images, labels).predictions
         assert len(predictions.unique()) >= 5
         with accelerate(classifier, engine="torch"):

@@ -17,8 +17,10 @@ GOAL = Goal(accuracy=99.4, max_epochs=15, max_parameters=7_999)
 def test_the_first_three_steps_of_the_study_fail(step):
     verdict = judge(STUDY[step]["test_accuracy"], "test", STUDY[step]["parameters"], Goal(accuracy=99.4))
     assert not verdict.passed
-    assert "min_accuracy_last_k" in verdict.reasons[0]
-    assert len(verdict.reasons) == 1
+    last = STUDY[step]["test_accuracy"][-5:]
+    epoch = len(STUDY[step]["test_accuracy"]) - 4 + last.index(min(last))
+    reason = f"{min(last):.2f} % in epoch {epoch}: 99.4 % are needed in each of the last 5"
+    assert verdict.reasons == (reason,)
 
 
 def test_fifteen_epochs_of_the_fourth_step_of_the_study_pass():
@@ -32,9 +34,27 @@ def test_fifteen_epochs_of_the_fourth_step_of_the_study_pass():
 def test_its_parameters_and_all_twenty_epochs_are_too_many():
     verdict = judge(STUDY["step4"]["test_accuracy"], "test", 9_300, GOAL)
     assert not verdict.passed
-    assert len(verdict.reasons) == 2
-    assert "epochs = 20, epochs threshold = 15" in verdict.reasons[0]
-    assert "parameters = 9300, parameters threshold = 7999" in verdict.reasons[1]
+    assert verdict.reasons == ("20 epochs: at most 15 are allowed", "9,300 parameters: at most 7,999 are allowed")
+
+
+def test_the_reasons_of_a_short_run():
+    assert judge([90.0, 96.67], "test", 1, Goal(accuracy=97)).reasons == (
+        "90.00 % in epoch 1: 97 % are needed in each of the last 5",
+        "2 epochs: at least 5 are needed",
+    )
+    assert judge([98.0], "test", 1, Goal(accuracy=97)).reasons == ("1 epoch: at least 5 are needed",)
+
+
+@pytest.mark.parametrize(
+    ("lowest", "words"),
+    [
+        (98.9966, "98.997 % in epoch 3: 99 % are needed in each of the last 5"),  # 99.00 % would look like a pass
+        (98.99, "98.99 % in epoch 3: 99 % are needed in each of the last 5"),
+        (math.nan, "nan % in epoch 3: 99 % are needed in each of the last 5"),
+    ],
+)
+def test_the_accuracy_that_missed_the_target_is_seen_to_miss_it(lowest, words):
+    assert judge([100.0, 100.0, lowest, 100.0, 100.0, 100.0, 100.0], "test", 1, Goal(accuracy=99)).reasons == (words,)
 
 
 @pytest.mark.parametrize(

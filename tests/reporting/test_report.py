@@ -67,6 +67,8 @@ def test_lines_for_the_screen():
     assert report.epoch_line(HISTORY[0], 20, "test") == (
         "epoch  1/20  train  90.00 %  test  98.10 %  loss 0.5000    2.0 s"
     )
+    assert report.epoch_of(report.epoch_line(HISTORY[0], 20, "test")) == 1
+    assert report.epoch_of("step4, seed 0: 7,364 parameters, mnist, 15 epochs on cpu") is None
     assert report.verdict_lines(Verdict(True, ("fine",), {})) == "gate passed:\n  fine"
 
 
@@ -74,3 +76,19 @@ def test_a_table_in_markdown():
     assert report.table([{"step": "step1", "n": 1}, {"step": "step2", "n": 2}]) == (
         "| step | n |\n|---|---|\n| step1 | 1 |\n| step2 | 2 |\n"
     )
+
+
+def test_a_table_for_the_screen_has_aligned_columns_with_figures_on_the_right():
+    rows = [
+        {"step": "step1", "parameters": "6,379,786", "accuracy (%)": "99.26", "gate passed": "0 of 1"},
+        {"step": "step10", "parameters": "7,364", "accuracy (%)": "99.56 ± 0.04", "gate passed": "10 of 10"},
+        {"step": "step11", "parameters": "–", "accuracy (%)": "no run", "gate passed": 0},
+    ]
+    assert report.columns(rows).splitlines() == [
+        "step    parameters  accuracy (%)  gate passed",
+        "step1    6,379,786         99.26       0 of 1",
+        "step10       7,364  99.56 ± 0.04     10 of 10",
+        "step11           –        no run            0",
+    ]
+    words = [{"step": "step1", "why": "of all"}, {"step": "s", "why": ""}]
+    assert report.columns(words).splitlines() == ["step   why", "step1  of all", "s"]

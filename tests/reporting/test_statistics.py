@@ -10,6 +10,7 @@ from drilldown.learning.recipe import Goal
 from drilldown.reporting.statistics import (
     AccuracySummary,
     Spread,
+    format_probability,
     format_spread,
     mcnemar_p,
     pass_rate,
@@ -31,6 +32,23 @@ def test_spread():
     assert format_spread([99.5, 99.7]) == "99.60 ± 0.14"
     assert format_spread([4, 5], decimals=1) == "4.5 ± 0.7"
     assert format_spread([5], decimals=0) == "5"
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"),
+    [
+        (0.9988, "99.88 %"),
+        (0.99995, "> 99.99 %"),
+        (1 - 1e-9, "> 99.99 %"),
+        (1.0, "100.00 %"),
+        (0.5, "50.00 %"),
+        (0.0001, "0.01 %"),
+        (1e-9, "< 0.01 %"),
+        (0.0, "0.00 %"),
+    ],
+)
+def test_only_certainty_is_100_percent(probability, text):
+    assert format_probability(probability) == text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -50,6 +51,13 @@ class Project:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # no processes that wait for jobs
         }
         self.tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
+
+    def link_environment(self) -> None:
+        """Give it the environment that runs the test, as `make setup` would."""
+        (self.folder / ".venv").mkdir()
+        for entry in ("bin", "lib", "pyvenv.cfg"):
+            (self.folder / ".venv" / entry).symlink_to(Path(sys.prefix) / entry)
+        (self.folder / ".venv" / ".installed").touch()
 
     def command(self, *command: str, **settings) -> subprocess.CompletedProcess:
         """Run a command to its end."""

@@ -20,9 +20,9 @@ def track(trained: TrainState, dataset: Dataset, seed: int = 7) -> tuple[str, ga
     accuracies = [row.eval_accuracy for row in trained.history]
     verdict = gate.judge(accuracies, dataset.split, trained.classifier.num_parameters, GOAL)
     fingerprint = {"dataset.digest": dataset.digest, "code.digest": "c0de"}
-    with runs.run(f"small seed {seed}", {"step": "small"}) as run_id:
+    with runs.run(f"small seed {seed}", {"kind": "train", "step": "small"}) as run_id:
         runs.log_start(fingerprint, trained, SMALL_RECIPE, GOAL, dataset, TrainOptions(seed=seed), "torch")
         for row in trained.history:
             runs.log_epoch(row, dataset.split)
-        model = runs.log_end(trained, evaluation, verdict, GOAL, dataset, "# a report")
+        model = runs.log_end(trained, evaluation, verdict, GOAL, dataset, "# a report", f"small-seed{seed}")
     return run_id, verdict, model, evaluation

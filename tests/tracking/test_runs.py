@@ -67,6 +67,9 @@ def test_a_whole_run(store, trained, digits, tracked):
     assert tags["gate"] == ("passed" if verdict.passed else "failed")
     assert tags["gate.reason"] == "; ".join(verdict.reasons)
     assert tags["code.digest"] == "c0de"
+    assert {name for name in run.data.tags if name.startswith("drilldown.")} == {
+        f"drilldown.{name}" for name in ("kind", "step", "gate", "gate.reason", "fingerprint", "machine", "process")
+    }  # no more than people read, but for the last ones
 
     names = {file.path for file in store.list_artifacts(run_id)}
     assert {"model_summary.txt", "history.csv", "curves.png", "confusion_matrix.png", "mistakes.png", "report.md",
@@ -88,7 +91,11 @@ def test_a_whole_run(store, trained, digits, tracked):
     found = mlflow.search_logged_models(
         filter_string=f"metrics.min_accuracy_last_k >= {min(accuracies)}", output_format="list"
     )
-    assert [entry.model_id for entry in found] == [model.model_id]
+    assert [(entry.model_id, entry.name) for entry in found] == [(model.model_id, "small-seed7")]
+    metrics = {metric.key: (metric.value, metric.dataset_name) for metric in found[0].metrics}
+    assert len(metrics) == len(found[0].metrics) == 5
+    assert metrics["parameters"] == (trained.classifier.num_parameters, None)
+    assert metrics["min_accuracy_last_k"] == (min(accuracies), "digits test")
     too_much = f"metrics.min_accuracy_last_k >= {min(accuracies) + 0.01}"
     assert mlflow.search_logged_models(filter_string=too_much, output_format="list") == []
 
@@ -104,6 +111,23 @@ def test_a_whole_run(store, trained, digits, tracked):
     assert loaded.metadata.signature == export.SIGNATURE
 
 
+def test_every_figure_says_what_it_shows_and_of_which_run(store, trained, digits, monkeypatch):
+    logged = {}
+    monkeypatch.setattr(runs.mlflow, "log_figure", lambda figure, name: logged.update({name: figure.texts}))
+    monkeypatch.setattr(export, "log_model", lambda *_: type("Info", (), {"model_id": None}))
+    monkeypatch.setattr(runs, "MAX_MISTAKES", 3)
+    run_id, _, _, evaluation = track(trained, digits)
+    count = len(evaluation.mistakes())
+    assert count > 3
+    assert {name: texts[0].get_text() for name, texts in logged.items()} == {
+        "curves.png": "small seed 7: accuracy and loss",
+        "confusion_matrix.png": "small seed 7: confusion matrix",
+        "mistakes.png": f"small seed 7: 3 of {count} mistakes, most confident first",
+    }
+    details = f"{evaluation.accuracy:.2f} % of 360 digits test images, run {run_id[:8]}"
+    assert {texts[1].get_text() for texts in logged.values()} == {details}
+
+
 def test_a_figure_of_the_validation_slice_never_has_a_test_figures_name(store, trained, digits, monkeypatch):
     held = digits.hold_out(100)
     logged = {}
@@ -112,10 +136,10 @@ def test_a_figure_of_the_validation_slice_never_has_a_test_figures_name(store, t
     evaluation = evaluate(trained.eval_model, held.test_images, held.test_labels)
     verdict = gate.judge([row.eval_accuracy for row in trained.history], held.split, 1, GOAL)
     with runs.run("x", {}):
-        runs.log_end(trained, evaluation, verdict, GOAL, held, "")
+        runs.log_end(trained, evaluation, verdict, GOAL, held, "", "small-seed7")
     assert set(logged) == {
         "final_validation_accuracy", "best_validation_accuracy", "validation_epochs_at_target",
-        "validation_min_accuracy_last_k", "parameters",
+        "validation_min_accuracy_last_k",
     }  # fmt: skip
 
 
@@ -147,29 +171,3 @@ def test_the_run_that_mlflow_run_opened_is_taken_over(store, monkeypatch):
     run = store.get_run(run_id)
     assert run.info.run_name == "step4 seed 0"
     assert "error" not in ours(run.data.tags)  # it went on, and well
-
-
-def test_finished_runs_are_those_on_the_test_images_of_both_editions(store):
-    """Version 0.1.0 wrote its tags without a prefix."""
-
-    def add(validation="0", status="FINISHED", **tags):
-        run = store.create_run("0", tags={name.replace("_", "."): value for name, value in tags.items()})
-        store.log_param(run.info.run_id, "run.validation", validation)
-        store.log_param(run.info.run_id, "run.dataset", "mnist")
-        store.set_terminated(run.info.run_id, status)
-        return run.info.run_id
-
-    old = add(step="step4", dataset_digest="d1")
-    new = add(drilldown_step="step4", drilldown_dataset_digest="d1")
-    other_data = add(drilldown_step="step4", drilldown_dataset_digest="d2")
-    other_step = add(drilldown_step="step3", drilldown_dataset_digest="d1")
-    add(validation="5000", drilldown_step="step4", drilldown_dataset_digest="d1")
-    add(status="FAILED", drilldown_step="step4", drilldown_dataset_digest="d1")
-
-    def found(**wanted):
-        return {run.info.run_id for run in runs.finished_runs(**wanted)}
-
-    assert found() == {old, new, other_data, other_step}
-    assert found(step="step4", digest="d1", dataset="mnist") == {old, new}
-    assert found(step="step4") == {old, new, other_data}
-    assert found(dataset="digits") == set()

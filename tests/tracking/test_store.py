@@ -13,7 +13,15 @@ from mlflow.tracking._tracking_service.utils import _get_git_url_if_present
 from drilldown import process
 from drilldown.errors import StoreError
 from drilldown.steps import ROOT
-from drilldown.tracking.store import EXPERIMENT, SHORT_TIMEOUTS, close_run, connect
+from drilldown.tracking.store import (
+    EXPERIMENT,
+    SHORT_TIMEOUTS,
+    close_run,
+    connect,
+    connect_to_read,
+    describe_experiment,
+    exists,
+)
 from drilldown.tracking.tags import ours
 
 
@@ -59,6 +67,41 @@ def test_closing_a_run_that_ended_by_itself_leaves_it_as_it_is(store):
     close_run(run_id, "KILLED", "its process is gone")
     run = store.get_run(run_id)
     assert (run.info.status, ours(run.data.tags).get("error")) == ("FINISHED", None)
+
+
+def test_an_experiment_is_described_once_and_a_users_words_stay(store):
+    def description():
+        return store.get_experiment("0").tags.get("mlflow.note.content")
+
+    assert description() is None
+    for _ in range(2):
+        describe_experiment("0")
+        assert "drilldown" in description()
+    for written in ("my own words", ""):
+        store.set_experiment_tag("0", "mlflow.note.content", written)
+        describe_experiment("0")
+        assert description() == written
+
+
+def test_a_run_whose_process_was_killed_before_it_had_a_name_gets_one(store, monkeypatch):
+    entry_points = {"main": "train", "step3": "train", "repeat": "repeat"}
+    for entry_point, kind in entry_points.items():
+        run_id = store.create_run("0", tags={"mlflow.project.entryPoint": entry_point}).info.run_id
+        close_run(run_id, "KILLED", "its process is gone")
+        run = store.get_run(run_id)
+        assert (run.info.run_name, ours(run.data.tags)["kind"]) == (entry_point, kind)
+
+
+def test_connecting_to_read_writes_nothing(store, tmp_path, monkeypatch):
+    database = tmp_path / "mlflow.db"
+    store.create_run("0")
+    before = database.read_bytes()
+    connect_to_read()
+    assert database.read_bytes() == before
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'nowhere.db'}")
+    connect_to_read()
+    assert not exists()
+    assert not (tmp_path / "nowhere.db").exists()
 
 
 def test_a_store_that_does_not_answer(store, monkeypatch):

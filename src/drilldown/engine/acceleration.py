@@ -3,15 +3,16 @@
 This module must not import Numba, directly or through another module, before an acceleration is entered.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from drilldown.choices import ENGINES
+from drilldown.engine import cuda
 from drilldown.engine.pooling import EvalMaxPool, is_max_pool_2x2
 from drilldown.engine.support import DTYPES, why_unsupported
 from drilldown.errors import ParameterError
@@ -36,15 +37,16 @@ def accelerate(*networks: nn.Module, engine: str = "auto", device: torch.device 
     if engine == "numba" and reason:
         raise ParameterError(f"engine is 'numba': it takes auto or torch for this network: {reason}")
     chosen = "torch" if engine == "torch" or reason else "numba"
-    return Acceleration(networks, chosen, reason, on_cpu=device_types <= {"cpu"})
+    return Acceleration(networks, chosen, reason, device_types)
 
 
 class Acceleration:
-    """A context in which networks compute faster on a CPU. Enter it once for a whole training.
+    """A context in which networks compute faster. Enter it once for a whole training.
 
-    In training mode, an nn.Sequential computes its supported layers by the Numba kernels (engine "numba"). In
-    evaluation mode, all layers are torch's, except that 2×2 max pools run faster, with the same values. Networks on
-    another device than the CPU are left alone, and so are networks that another acceleration has already changed.
+    On a CPU in training mode, an nn.Sequential computes its supported layers by the Numba kernels (engine "numba"). In
+    evaluation mode, all layers are torch's, except that 2×2 max pools run faster, with the same values. On CUDA, layers
+    with few channels train by other kernels of torch, and wide networks are in channels-last format. Layers that
+    another acceleration has already changed are left alone.
 
     Limits inside the context: copy, pickle or export a network before or after. Global module hooks may miss layers.
     Autocast does not reach the kernels. There is no second derivative. A graph that backward retained is valid until
@@ -55,16 +57,21 @@ class Acceleration:
         reason: why "auto" chose torch, as a clause; None if it did not.
     """
 
-    def __init__(self, networks: tuple[nn.Module, ...], engine: str, reason: str | None, on_cpu: bool):
+    def __init__(self, networks: tuple[nn.Module, ...], engine: str, reason: str | None, device_types: set[str]):
         self.engine, self.reason = engine, reason
-        self._networks, self._on_cpu, self._restore = networks, on_cpu, ExitStack()
+        self._on_cpu, self._on_cuda = device_types <= {"cpu"}, device_types == {"cuda"}
+        self._networks, self._restore = networks, ExitStack()
 
     def __enter__(self) -> Self:
         """Load the kernels, or compile them (about 20 s, once for each processor), and replace forward methods."""
         with ExitStack() as restore:
             if self.engine == "numba":
                 self._load_kernels()
-            for network in self._networks if self._on_cpu else ():
+            for network in self._networks:
+                if self._on_cuda and cuda.is_wide(network):
+                    restore.callback(network.to, memory_format=torch.contiguous_format)
+                    network.to(memory_format=torch.channels_last)
+                    continue
                 for layer in network.modules():
                     self._replace_forward(layer, restore)
             self._restore = restore.pop_all()
@@ -102,12 +109,20 @@ class Acceleration:
     def _replace_forward(self, layer: nn.Module, restore: ExitStack) -> None:
         if "forward" in vars(layer):  # by another acceleration, or by the network's author
             return
-        if type(layer) is nn.Sequential and self.engine == "numba":
+        if forward := self._other_forward(layer):
+            layer.forward = forward
+            restore.callback(delattr, layer, "forward")
+
+    def _other_forward(self, layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
+        """Return the forward method that takes the place of a layer's own, if there is one for it."""
+        if self._on_cpu and type(layer) is nn.Sequential and self.engine == "numba":
             from drilldown.engine.dispatch import FusedSequential
 
-            layer.forward = FusedSequential(layer)  # type: ignore[method-assign]
-        elif type(layer) is nn.MaxPool2d and is_max_pool_2x2(layer):
-            layer.forward = EvalMaxPool(layer)  # type: ignore[method-assign]
-        else:
-            return
-        restore.callback(delattr, layer, "forward")
+            return FusedSequential(layer)
+        if self._on_cpu and type(layer) is nn.MaxPool2d and is_max_pool_2x2(layer):
+            return EvalMaxPool(layer)
+        if self._on_cuda and type(layer) is nn.Conv2d and cuda.has_few_inputs(layer):
+            return cuda.FewInputsConv(layer)
+        if self._on_cuda and type(layer) is nn.BatchNorm2d and cuda.has_few_channels(layer):
+            return cuda.SplitBatchNorm(layer)
+        return None

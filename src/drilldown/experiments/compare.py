@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from drilldown.learning.recipe import Goal, Recipe
 from drilldown.reporting import plots, report
 from drilldown.reporting.statistics import summarize
 from drilldown.tracking import tags
-from drilldown.tracking.runs import finished_runs
+from drilldown.tracking.search import finished_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,11 +44,11 @@ class Entry:
     left_out: int  # other finished runs of the step on this dataset
 
 
-def newest(dataset: str) -> Run | None:
-    """The newest finished run on the dataset; "auto" is MNIST if it has a run, otherwise the digits."""
+def newest(dataset: str, experiments: Collection[str]) -> Run | None:
+    """The newest finished run on the dataset in these experiments; "auto" is MNIST if it has a run, else the digits."""
     if dataset == "auto":
-        return newest("mnist") or newest("digits")
-    return next(iter(finished_runs(dataset=dataset)), None)
+        return newest("mnist", experiments) or newest("digits", experiments)
+    return next(iter(finished_runs(experiments, dataset=dataset)), None)
 
 
 def dataset_of(run: Run) -> tuple[str, str]:
@@ -56,13 +56,15 @@ def dataset_of(run: Run) -> tuple[str, str]:
     return run.data.params["run.dataset"], tags.ours(run.data.tags)["dataset.digest"]
 
 
-def collect(step: str, digest: str, *, like: str | None = None, recipe: Recipe | None = None) -> Entry | None:
-    """The step's finished runs on the dataset with this digest, or None if there is none.
+def collect(
+    step: str, digest: str, experiments: Collection[str], *, like: str | None = None, recipe: Recipe | None = None
+) -> Entry | None:
+    """The step's finished runs in these experiments, on the dataset with this digest, or None if there is none.
 
     All of them agree in code, recipe, target, device, engine and versions with one run: `like` (a run's id) if given,
     otherwise the newest with this `recipe` (the step's own), otherwise the newest.
     """
-    if not (found := finished_runs(step=step, digest=digest)):
+    if not (found := finished_runs(experiments, step=step, digest=digest)):
         return None
     with_recipe = [run for run in found if recipe and records.has_recipe(run, recipe)]
     model = mlflow.get_run(like) if like else (with_recipe or found)[0]
@@ -180,24 +182,44 @@ def notes(entries: Mapping[str, Entry | None], dataset: str, failed: Mapping[str
     return sentences
 
 
-def line(row: Mapping[str, str]) -> str:
-    """A row of the table for the screen."""
-    if row["seeds"] == "0":
-        return f"{row['step']}: no finished run"
-    return (
-        f"{row['step']}: {row['parameters']} parameters, final {row['final test accuracy (%)']} %, "
-        f"lowest of the last epochs {row['lowest of the last epochs (%)']} %, gate passed {row['gate passed']}"
-    )
+SHOWN = ("step", "parameters", "seeds", "final test accuracy (%)", "lowest of the last epochs (%)", "gate passed")
 
 
-def figure(entries: Mapping[str, Entry | None]) -> Figure:
+def screen(table: Sequence[Mapping[str, str]]) -> str:
+    """The most important columns of the table, for the screen."""
+    return report.columns([{heading: row[heading] for heading in SHOWN} for row in table])
+
+
+def caption(entries: Mapping[str, Entry | None], dataset: str, source: str) -> plots.Caption:
+    """What identifies the figure and the page; `source` says where they come from."""
+    present = ", ".join(step for step, entry in entries.items() if entry)
+    return plots.Caption(f"The steps side by side on {dataset}", f"{present or 'no step'}; {source}")
+
+
+def figure(entries: Mapping[str, Entry | None], caption: plots.Caption) -> Figure:
     """Accuracy against parameters, and the curves of all runs."""
     present = {step: entry for step, entry in entries.items() if entry}
     return plots.steps(
         {step: entry.record["parameters"] for step, entry in present.items()},
         {step: [run["test_accuracy"] for run in entry.record["runs"]] for step, entry in present.items()},
         sorted({entry.goal.accuracy for entry in present.values()}),
+        caption,
     )
+
+
+def description(table: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
+    """The comparison as a list, for the run's page in MLflow: that shows neither pictures nor space between cells."""
+    figures = (*HEADINGS, WORDS[-1])
+    lines = [
+        f"**{row['step']}**: "
+        + (
+            "no finished run"
+            if row["seeds"] == "0"
+            else ", ".join(f"{name} {row[name]}" for name in figures if row[name] != "–")
+        )
+        for row in table
+    ]
+    return "".join(f"- {line}\n" for line in (*lines, *notes)) + "\nThe whole comparison is in compare.html.\n"
 
 
 def markdown(table: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
@@ -206,11 +228,12 @@ def markdown(table: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
     return f"# The steps side by side\n\n{report.table(table)}\n![Accuracy of the steps](compare.png)\n\n{items}"
 
 
-def page(table: Sequence[Mapping[str, str]], notes: Sequence[str], figure: Figure) -> str:
+def page(table: Sequence[Mapping[str, str]], notes: Sequence[str], figure: Figure, caption: plots.Caption) -> str:
     """The comparison as one HTML page that needs no other file."""
     from jinja2 import Environment, FileSystemLoader
 
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150)
+    figure.savefig(png, format="png", dpi=200)
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("compare.html")
-    return template.render(table=table, notes=notes, picture=base64.b64encode(png.getvalue()).decode())
+    picture = base64.b64encode(png.getvalue()).decode()
+    return template.render(table=table, notes=notes, caption=caption, picture=picture)

@@ -6,19 +6,25 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from tqdm import tqdm
 
 from drilldown.errors import NestedError
+from drilldown.experiments.progress import Progress
 from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
+from drilldown.reporting import report
 from drilldown.reporting.statistics import summarize
 from drilldown.steps import ROOT
-from drilldown.tracking import runs, store, tags
+from drilldown.tracking import invocation, runs, store, tags
+
+POLL_SECONDS = 0.5  # between two looks at what a process has printed
 
 
 @dataclass(frozen=True)
@@ -58,16 +64,17 @@ def train(
     jobs: int,
     parent: str,
     split: str,
+    progress: Progress,
     quiet: bool = True,
 ) -> Iterator[Outcome]:
     """Train each (step, seed) in its own process and in a run nested in `parent`; `jobs` processes at a time.
 
-    Yields each outcome as soon as it is known. The output of the processes is shown unless `quiet`. When the caller
-    stops early, the processes that still train are terminated.
+    Yields each outcome as soon as it is known. The processes report their epochs to `progress`; what they print is
+    shown unless `quiet`. When the caller stops early, the processes that still train are terminated.
     """
     from joblib import Parallel, delayed
 
-    trainings = _Trainings(options, parent, split, subprocess.DEVNULL if quiet else None)
+    trainings = _Trainings(options, parent, split, progress, quiet)
     try:
         # Threads, each waiting for one process: a pool of processes would break when one of them is killed.
         yield from Parallel(
@@ -80,41 +87,63 @@ def train(
 class _Trainings:
     """The training processes, and a way to stop all of them."""
 
-    def __init__(self, options: TrainOptions, parent: str, split: str, stdout: int | None):
-        self.options, self.parent, self.split, self.stdout = options, parent, split, stdout
+    def __init__(self, options: TrainOptions, parent: str, split: str, progress: Progress, quiet: bool):
+        self.options, self.parent, self.split, self.progress, self.quiet = options, parent, split, progress, quiet
         self.lock, self.stopped = threading.Lock(), False
-        self.processes: dict[subprocess.Popen[str], str] = {}  # and the run of each
+        self.processes: dict[subprocess.Popen[bytes], str] = {}  # and the run of each
 
     def train(self, step: str, seed: int) -> Outcome:
-        run_id = runs.open_nested(self.parent, f"{step} seed {seed}")
-        with self.lock:
-            if self.stopped:
-                store.close_run(run_id, "KILLED", "stopped before it began")
-                return Outcome(step, seed, run_id, error="stopped before it began")
-            process = subprocess.Popen(
-                [sys.executable, "-m", "drilldown", step, *replace(self.options, seed=seed).arguments()],
-                env=_environment(run_id),
-                stdout=self.stdout,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            self.processes[process] = run_id
-        _, stderr = process.communicate()
+        name = task_name(step, seed)
+        run_id = runs.open_nested(self.parent, name)
+        # Files, not pipes: a process that outlives this one can still print, and so closes its run in order.
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            with self.lock:
+                if self.stopped:
+                    store.close_run(run_id, "KILLED", "stopped before it began")
+                    return Outcome(step, seed, run_id, error="stopped before it began")
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "drilldown", step, *replace(self.options, seed=seed).arguments()],
+                    env=_environment(run_id),
+                    stdout=stdout,
+                    stderr=stderr,
+                )
+                self.processes[process] = run_id
+            self.progress.epoch(name, 0)
+            self._follow(process, stdout.fileno(), name)
+            stderr.seek(0)
+            errors = stderr.read().decode(errors="replace")
         with self.lock:
             if self.stopped:
                 return Outcome(step, seed, run_id, error="stopped")
             del self.processes[process]
+        self.progress.end(name)
         if process.returncode == 0:
             return Outcome.from_run(step, seed, run_id, self.split)
         if process.returncode < 0 or process.returncode > 128:
             number = -process.returncode if process.returncode < 0 else process.returncode - 128
             error, status = f"its process was ended by signal {number}", "KILLED"
         else:
-            error, status = (stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: "), "FAILED"
+            error, status = (errors.strip().splitlines() or ["no message"])[-1].removeprefix("error: "), "FAILED"
         store.close_run(run_id, status, error)
-        if self.stdout is None:
-            sys.stderr.write(stderr)
+        if not self.quiet:
+            tqdm.write(errors, file=sys.stderr, end="")
         return Outcome(step, seed, run_id, error=error)
+
+    def _follow(self, process: subprocess.Popen[bytes], output: int, name: str) -> None:
+        """Wait for the end of the process; meanwhile report its epochs, and show what it prints unless it is quiet."""
+        offset, ended = 0, False
+        while not ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_SECONDS)
+                ended = True
+            printed = os.pread(output, os.fstat(output).st_size - offset, offset)
+            whole = printed[: len(printed) if ended else printed.rfind(b"\n") + 1]
+            offset += len(whole)
+            for line in whole.decode(errors="replace").splitlines():
+                if not self.quiet:
+                    tqdm.write(line)
+                if epoch := report.epoch_of(line):
+                    self.progress.epoch(name, epoch)
 
     def stop(self) -> None:
         """Terminate the processes and close their runs."""
@@ -136,8 +165,15 @@ def _environment(run_id: str) -> dict[str, str]:
     return os.environ | {
         "MLFLOW_RUN_ID": run_id,
         "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "PYTHONUNBUFFERED": "1",  # each epoch is printed at once
+        invocation.STARTER: invocation.starter(),
         "PYTHONPATH": os.pathsep.join(path),
     }
+
+
+def task_name(step: str, seed: int) -> str:
+    """The name of a training, and of its run."""
+    return f"{step} seed {seed}"
 
 
 def check(outcomes: Sequence[Outcome]) -> None:
@@ -151,7 +187,7 @@ def check(outcomes: Sequence[Outcome]) -> None:
 
 def outcome_line(outcome: Outcome, goal: Goal) -> str:
     """One training in one line, for the screen."""
-    name = f"{outcome.step} seed {outcome.seed}"
+    name = task_name(outcome.step, outcome.seed)
     if outcome.error is not None:
         return f"{name}: failed: {outcome.error}"
     summary = summarize(outcome.accuracies, goal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -21,7 +21,7 @@ from drilldown.reporting import gate, report
 from drilldown.reporting.statistics import format_spread, pass_rate, summarize
 from drilldown.steps import ROOT
 from drilldown.tracking import tags
-from drilldown.tracking.runs import finished_runs
+from drilldown.tracking.search import finished_runs
 
 Record = Mapping[str, Any]  # as in results/STEP.json
 
@@ -38,7 +38,9 @@ RENAMED = {
 }
 
 
-def write(step: str, recipe: Recipe, epochs: int, force: bool = False) -> tuple[Path, int]:
+def write(
+    step: str, recipe: Recipe, epochs: int, experiments: Collection[str], force: bool = False
+) -> tuple[Path, int]:
     """Record the step's finished MNIST runs with this recipe and number of epochs; the newest run of each seed.
 
     Leaves out runs that differ from the newest in code, data, versions, engine, machine or threads, and older runs of
@@ -47,10 +49,10 @@ def write(step: str, recipe: Recipe, epochs: int, force: bool = False) -> tuple[
     recipe or dataset.
     """
     wanted = replace(recipe, epochs=epochs)
-    found = [run for run in finished_runs(step=step, dataset="mnist") if has_recipe(run, wanted)]
+    found = [run for run in finished_runs(experiments, step=step, dataset="mnist") if has_recipe(run, wanted)]
     if not found:
         raise RecordError(
-            f"step is {step!r}: the store has no finished MNIST run of it with its recipe and {epochs} epochs"
+            f"step is {step!r}: the experiment has no finished MNIST run of it with its recipe and {epochs} epochs"
         )
     kind = _kind(step, found[0])
     newest: dict[int, Run] = {}

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from drilldown.experiments.nested import Outcome
+from drilldown.learning.data import Dataset
 from drilldown.learning.recipe import Goal
 from drilldown.reporting import statistics
+from drilldown.reporting.plots import Caption
+from drilldown.reporting.report import columns
 from drilldown.reporting.statistics import PassRate, Spread
 from drilldown.tracking.runs import metric_names
 
@@ -74,12 +77,25 @@ def summarize(step: str, outcomes: Sequence[Outcome], goal: Goal, split: str) ->
     )
 
 
+def caption(summary: RepeatSummary, dataset: Dataset, run_id: str) -> Caption:
+    """What identifies the figure of the seeds."""
+    finals = [outcome.accuracies[-1] for outcome in summary.runs if outcome.error is None]
+    title, details = f"{summary.step}: {len(finals)} of {summary.seeds} seeds", f"run {run_id[:8]}"
+    if summary.pass_rate:
+        title += f", gate passed by {summary.pass_rate.passed}"
+    if finals:
+        details = f"{statistics.format_spread(finals)} % of the {dataset.name} {dataset.split} images, {details}"
+    return Caption(title, details)
+
+
 def summary_lines(summary: RepeatSummary) -> str:
-    """The summary in a few lines, for the screen."""
-    lines = [
-        f"{metric}: {spread.mean:.2f} ± {spread.std or 0:.2f}, from {spread.min:.2f} to {spread.max:.2f}"
+    """The summary for the screen: a table of the spread, and the pass rate."""
+    rows = [
+        {"over the seeds": metric}
+        | {
+            name: "–" if value is None else f"{value:.2f}"
+            for name, value in (("mean", spread.mean), ("std", spread.std), ("min", spread.min), ("max", spread.max))
+        }
         for metric, spread in summary.spread.items()
     ]
-    if summary.pass_rate:
-        lines.append(str(summary.pass_rate))
-    return "\n".join(lines)
+    return "\n".join([*([columns(rows)] if rows else []), *([str(summary.pass_rate)] if summary.pass_rate else [])])

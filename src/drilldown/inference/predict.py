@@ -1,5 +1,6 @@
 """Prediction: find image files, load a model, and predict the digit in each file."""
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,14 @@ from drilldown.errors import ParameterError, PredictError, VerificationError
 from drilldown.inference.framing import read_image
 from drilldown.messages import printable
 from drilldown.registry import integrity
+from drilldown.registry.champion import explain_no_champion, models_with_a_champion
+from drilldown.reporting.report import columns
+from drilldown.reporting.statistics import format_probability
+from drilldown.tracking import invocation
 from drilldown.tracking.tags import ours
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
+CHAMPION = re.compile("models:/([^/@]+)@champion")
 BATCH_SIZE = 256  # images per call of the model
 
 
@@ -63,6 +69,9 @@ def load(model_uri: str) -> tuple[PyFuncModel, dict[str, str]]:
     Raises: ParameterError when the store has no such model, PredictError when its files were altered after its
     registration.
     """
+    if (asked := CHAMPION.fullmatch(model_uri)) and (name := asked[1]) not in models_with_a_champion():
+        missing = explain_no_champion(name, lambda other: invocation.argument(model=f"models:/{other}@champion"))
+        raise ParameterError(f"model is {model_uri!r}: {missing}")
     try:
         version = _registered_version(model_uri)
         with tempfile.TemporaryDirectory() as folder:
@@ -125,12 +134,14 @@ def _prediction(file: Path, probabilities: np.ndarray) -> Prediction:
 
 def table(predictions: list[Prediction], most: int = 100) -> str:
     """The predictions for the screen, one file per line; only the first `most` if there are more."""
-    width = max((len(row.file) for row in predictions[:most]), default=0)
-    lines = [f"{'file':{width}}  digit  probability  second guess"]
-    lines += [
-        f"{row.file:{width}}  {row.digit:5}  {row.probability:11.2%}  {row.second_digit} ({row.second_probability:.2%})"
+    rows = [
+        {
+            "file": row.file,
+            "digit": row.digit,
+            "probability": format_probability(row.probability),
+            "second guess": f"{row.second_digit} ({format_probability(row.second_probability)})",
+        }
         for row in predictions[:most]
     ]
-    if len(predictions) > most:
-        lines.append(f"… and {len(predictions) - most:,} more, in predictions.csv")
-    return "\n".join(lines)
+    more = len(predictions) - most
+    return columns(rows) + (f"\n… and {more:,} more, in predictions.csv" if more > 0 else "")

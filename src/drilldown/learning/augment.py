@@ -31,7 +31,7 @@ def augment(
     matrix = torch.stack(
         [cosine, -sine, draws[2] * 2 * translate, sine, cosine, draws[3] * 2 * translate], dim=1
     ).reshape(-1, 2, 3)  # (N, 2, 3)
-    images, matrix = images.unsqueeze(1), matrix.to(images.device)  # (N, 1, H, W), (N, 2, 3)
+    images, matrix = images.unsqueeze(1), matrix.to(images.device, non_blocking=True)  # (N, 1, H, W), (N, 2, 3)
     count, _, height, width = images.shape
     # F.affine_grid multiplies image by image; one product for all is many times faster.
     points = F.affine_grid(torch.eye(2, 3, device=images.device)[None], [1, 1, height, width], align_corners=False)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,10 @@ class Dataset:
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation of the training pixels, on a scale from 0 to 1."""
+        return self._moments
+
+    @cached_property  # many trainings in one process ask for them
+    def _moments(self) -> tuple[float, float]:
         counts = torch.bincount(
             self.train_images.flatten(), minlength=256
         ).numpy()  # pixels of each value: five times faster than a mean

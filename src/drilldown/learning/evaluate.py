@@ -20,6 +20,11 @@ class Evaluation:
     probabilities: Tensor  # float32 (N, 10)
     loss: float  # mean cross-entropy, in nats
 
+    @classmethod
+    def collect(cls, labels: Tensor, probabilities: Tensor, loss: Tensor) -> "Evaluation":
+        """Collect the answers from the device where they were computed."""
+        return cls(labels.cpu(), probabilities.cpu(), loss.item())
+
     @property
     def predictions(self) -> Tensor:
         """The most probable digit of each image, int64 (N,)."""
@@ -45,7 +50,6 @@ def percent(correct: int | Tensor, count: int) -> float:
     return 100 * int(correct) / count
 
 
-@torch.inference_mode()
 def evaluate(classifier: Classifier, images: Tensor, labels: Tensor) -> Evaluation:
     """Evaluate the classifier in evaluation mode, in batches of BATCH_SIZE.
 
@@ -56,10 +60,15 @@ def evaluate(classifier: Classifier, images: Tensor, labels: Tensor) -> Evaluati
         images: uint8 (N, 28, 28), on the classifier's device.
         labels: int64 (N,), likewise.
     """
+    return Evaluation.collect(labels, *compute_answers(classifier, images, labels))
+
+
+@torch.inference_mode()
+def compute_answers(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute what `evaluate` collects, on the device: the probabilities (N, 10) and the loss ()."""
     training = classifier.training
     classifier.eval()
     logits = [classifier.logits(batch) for batch in images.split(BATCH_SIZE)]  # (B, 10) each
     probabilities = torch.cat([batch.softmax(1) for batch in logits])  # (N, 10)
     classifier.train(training)
-    loss = F.cross_entropy(torch.cat(logits), labels).item()
-    return Evaluation(labels.cpu(), probabilities.cpu(), loss)
+    return probabilities, F.cross_entropy(torch.cat(logits), labels)

@@ -2,28 +2,30 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LambdaLR, LRScheduler, OneCycleLR, StepLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from drilldown.engine import accelerate
-from drilldown.errors import DivergedError
 from drilldown.hardware import keep_freed_memory, select_device
 from drilldown.learning.augment import augment
+from drilldown.learning.average import WeightAverage
+from drilldown.learning.capture import CapturedUpdate, CudaRecorder, Recorder
 from drilldown.learning.classifier import Classifier
 from drilldown.learning.data import Dataset
-from drilldown.learning.evaluate import evaluate, percent
+from drilldown.learning.evaluate import Evaluation, compute_answers
 from drilldown.learning.recipe import Recipe
+from drilldown.learning.update import Update
 
-LOSS_INTERVAL = 50  # updates between two looks at the loss: each one makes a GPU wait
+LOSS_INTERVAL = 50  # updates between two looks at the loss on a CPU; a GPU would wait, so it is looked at once an epoch
 EMA_INTERVAL = 4  # updates between two updates of the average: a quarter of the cost, and as accurate
 BN_IMAGES = 10_000  # for the batch statistics of averaged weights; all of MNIST gives the same loss
 BN_BATCH_SIZE = 1000  # the statistics depend on it: each batch has its own
@@ -64,7 +66,7 @@ class TrainState:
     classifier: Classifier
     optimizer: Optimizer
     scheduler: LRScheduler
-    average: AveragedModel | None
+    average: WeightAverage | None
     generator: torch.Generator  # of the order of the images and of their augmentation
     history: list[EpochMetrics] = field(default_factory=list)
 
@@ -103,14 +105,18 @@ def init_state(network: nn.Module, recipe: Recipe, dataset: Dataset, seed: int, 
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    epoch_updates = math.ceil(len(dataset.train_images) / recipe.batch_size)
+    epoch_updates = _epoch_updates(recipe, dataset.train_images)
     average = None
     if recipe.ema_epochs:
         # The time constant of the average, in updates of the average.
         decay = 1 - 1 / max(1, recipe.ema_epochs * math.ceil(epoch_updates / EMA_INTERVAL))
-        average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        average = WeightAverage(classifier, decay)
     scheduler = _make_scheduler(optimizer, recipe, epoch_updates)
     return TrainState(classifier, optimizer, scheduler, average, torch.Generator().manual_seed(seed))
+
+
+def _epoch_updates(recipe: Recipe, images: Tensor) -> int:
+    return math.ceil(len(images) / recipe.batch_size)
 
 
 def _make_scheduler(optimizer: Optimizer, recipe: Recipe, epoch_updates: int) -> LRScheduler:
@@ -138,24 +144,55 @@ def lr_factor(update: int, warmup_fraction: float, total: int, power: int) -> fl
     return min((update + 1) / warmup, ((total - update) / (total - warmup)) ** power)
 
 
-def fit(state: TrainState, recipe: Recipe, dataset: Dataset, engine: str = "auto") -> Iterator[EpochMetrics]:
+def fit(
+    state: TrainState, recipe: Recipe, dataset: Dataset, engine: str = "auto", graphs: bool = True
+) -> Iterator[EpochMetrics]:
     """Train from the last finished epoch to the recipe's last one, and yield the metrics of each epoch.
 
-    The test images are only measured on: they never influence the weights. Raises DivergedError, with epoch and
-    update, when the loss is not finite.
+    On CUDA the computation is captured as graphs, unless `graphs` is false; the weights are the same either way. The
+    test images are only measured on: they never influence the weights. Raises DivergedError, with epoch and update,
+    when the loss is not finite.
     """
+    with closing(fit_stepwise(state, recipe, dataset, engine, graphs)) as steps:
+        for metrics in steps:
+            if metrics is not None:
+                yield metrics
+
+
+def fit_stepwise(
+    state: TrainState, recipe: Recipe, dataset: Dataset, engine: str = "auto", graphs: bool = True
+) -> Generator[EpochMetrics | None, None, None]:
+    """Do what `fit` does, and yield None after each update, too."""
     classifier, device = state.classifier, state.classifier.mean.device
     images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
     test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
+    recorder = CudaRecorder() if graphs and device.type == "cuda" else None
+    update = _make_update(state, recipe, _epoch_updates(recipe, images), recorder)
+    answers: list[Tensor] = []
+
+    def refresh_statistics() -> None:
+        update_bn_statistics(state.eval_model, images)
+
+    def answer() -> None:
+        answers[:] = compute_answers(state.eval_model, test_images, test_labels)
+
+    refresh, measure = refresh_statistics, answer
+    if recorder:
+        refresh, measure = recorder.captured(refresh), recorder.captured(measure)
     with accelerate(classifier, state.eval_model, engine=engine) as acceleration:
         for epoch in range(len(state.history) + 1, recipe.epochs + 1):
             started = time.perf_counter()
             with acceleration.training_threads():
-                train_loss, train_accuracy, learning_rate = _train_epoch(state, recipe, images, labels, epoch)
+                train_loss, train_accuracy, learning_rate = yield from _train_epoch(
+                    state, recipe, update, images, labels, epoch
+                )
                 if state.average:
-                    update_bn_statistics(state.eval_model, images)
+                    refresh()
+                if recorder:
+                    torch.cuda.current_stream().synchronize()  # so that evaluation is not charged for it
             trained = time.perf_counter()
-            evaluation = evaluate(state.eval_model, test_images, test_labels)
+            measure()
+            evaluation = Evaluation.collect(test_labels, *answers)
             metrics = EpochMetrics(
                 epoch=epoch,
                 train_loss=train_loss,
@@ -170,50 +207,63 @@ def fit(state: TrainState, recipe: Recipe, dataset: Dataset, engine: str = "auto
             yield metrics
 
 
+def _make_update(state: TrainState, recipe: Recipe, epoch_updates: int, recorder: Recorder | None) -> Update:
+    parts = state.classifier, state.optimizer, state.average, recipe.label_smoothing, epoch_updates
+    return CapturedUpdate(*parts, recorder) if recorder else Update(*parts)
+
+
 def _train_epoch(
-    state: TrainState, recipe: Recipe, images: Tensor, labels: Tensor, epoch: int
-) -> tuple[float, float, float]:
+    state: TrainState, recipe: Recipe, update: Update, images: Tensor, labels: Tensor, epoch: int
+) -> Generator[None, None, tuple[float, float, float]]:
     """Train for one epoch; return its mean loss, its accuracy, and the learning rate of its last update."""
-    classifier = state.classifier.train()
-    losses: list[Tensor] = []
-    correct = torch.zeros((), dtype=torch.int64, device=images.device)
-    seen = 0
-    with _progress_bar(epoch, recipe, len(images)) as bar:
-        for pixels, digits in _batches(images, labels, recipe, state.generator):
-            logits = classifier.logits(pixels)  # (B, 10)
-            loss = F.cross_entropy(logits, digits, label_smoothing=recipe.label_smoothing)
-            state.optimizer.zero_grad()
-            loss.backward()
-            state.optimizer.step()
-            learning_rate = state.scheduler.get_last_lr()[0]
+    state.classifier.train()
+    update.start_epoch()
+    seen, last = 0, _epoch_updates(recipe, images)
+    interval = LOSS_INTERVAL if images.device.type == "cpu" else last
+    with _progress_bar(epoch, recipe, last) as bar:
+        for number, (pixels, digits) in enumerate(_batches(images, labels, recipe, state.generator), 1):
+            learning_rate = float(state.scheduler.get_last_lr()[0])
+            update.learning_rate.fill_(learning_rate)
+            update(pixels, digits, average=number % EMA_INTERVAL == 0 or number == last)
             state.scheduler.step()
-            losses.append(loss.detach())
             seen += len(digits)
-            is_last = seen == len(images)
-            if state.average and (len(losses) % EMA_INTERVAL == 0 or is_last):
-                state.average.update_parameters(classifier)
-            correct += (logits.detach().argmax(1) == digits).sum()
             bar.update()
-            if len(losses) % LOSS_INTERVAL == 0 or is_last:
-                mean_loss, accuracy = _finite_mean(losses, epoch), percent(correct, seen)
+            if number % interval == 0 or number == last:
+                mean_loss, accuracy = update.figures(epoch, number, seen)
                 bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{accuracy:.2f} %", refresh=False)
-    return mean_loss, accuracy, float(learning_rate)
+            yield
+    return mean_loss, accuracy, learning_rate
 
 
+@torch.no_grad()
 def update_bn_statistics(classifier: Classifier, images: Tensor) -> None:
     """Compute batch normalization's statistics from training images without augmentation, uint8 (N, 28, 28).
 
     Averaged weights need their own statistics (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
-    Generalization", 2018, section 3.2). The test images are not augmented either, so these fit them best.
+    Generalization", 2018, section 3.2). The test images are not augmented either, so these fit them best. torch's
+    update_bn does the same, but reads a counter from the device in each layer.
     """
-    update_bn(images[:BN_IMAGES].split(BN_BATCH_SIZE), classifier)
+    layers = [layer for layer in classifier.modules() if isinstance(layer, _BatchNorm)]
+    if not layers:
+        return
+    momenta, training = [layer.momentum for layer in layers], classifier.training
+    for layer in layers:
+        layer.reset_running_stats()
+    classifier.train()
+    for number, batch in enumerate(images[:BN_IMAGES].split(BN_BATCH_SIZE), 1):
+        for layer in layers:
+            layer.momentum = 1 / number  # the mean over the batches
+        classifier(batch)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    classifier.train(training)
 
 
 def _batches(
     images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the training images once, in random order and augmented: pixels float (B, 28, 28), labels (B,)."""
-    order = torch.randperm(len(images), generator=generator).to(images.device)
+    order = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
     for chunk in order.split(recipe.batch_size * AUGMENT_BATCHES):
         pixels = augment(
             images[chunk].float(), generator, rotation=recipe.rotation, translate=recipe.translate, scale=recipe.scale
@@ -221,17 +271,6 @@ def _batches(
         yield from zip(pixels.split(recipe.batch_size), labels[chunk].split(recipe.batch_size), strict=True)
 
 
-def _progress_bar(epoch: int, recipe: Recipe, images: int) -> "tqdm[None]":
+def _progress_bar(epoch: int, recipe: Recipe, updates: int) -> "tqdm[None]":
     """Return the progress bar of an epoch, silent without a terminal."""
-    total = math.ceil(images / recipe.batch_size)
-    return tqdm(total=total, desc=f"epoch {epoch}/{recipe.epochs}", unit="batch", leave=False, disable=None)
-
-
-def _finite_mean(losses: list[Tensor], epoch: int) -> float:
-    """Return the mean of an epoch's losses so far; raise DivergedError at the first that is not finite."""
-    values = torch.stack(losses)
-    wrong = (~values.isfinite()).nonzero()
-    if len(wrong):
-        update = int(wrong[0]) + 1
-        raise DivergedError(f"training diverged: the loss of epoch {epoch}, update {update} is {values[update - 1]}")
-    return values.mean().item()
+    return tqdm(total=updates, desc=f"epoch {epoch}/{recipe.epochs}", unit="batch", leave=False, disable=None)

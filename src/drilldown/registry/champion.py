@@ -2,14 +2,18 @@
 
 import getpass
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
+from drilldown.choices import DATASETS
+from drilldown.tracking import invocation
 from drilldown.tracking.tags import ours, prefixed
 
+SUFFIX = "-cnn"  # of the registered models of this project, after the dataset's name
 HISTORY = "champion/"  # the history is kept in tags of the registered model; their names begin so
 
 
@@ -28,6 +32,24 @@ class Change:
     def __str__(self) -> str:
         unmade = "" if self.made else " (announced, and never made)"
         return f"{self.at}  {self.kind}  {self.before or 'none'} → {self.after}  by {self.by}: {self.why}{unmade}"
+
+
+def models_with_a_champion() -> list[str]:
+    """The names of the registered models that have a champion; the one that changed last comes first."""
+    models = MlflowClient().search_registered_models(order_by=["last_updated_timestamp DESC"])
+    return [model.name for model in models if "champion" in model.aliases]
+
+
+def explain_no_champion(name: str, choose: Callable[[str], str]) -> str:
+    """Say that the model has no champion, which model has one, and how to get one; `choose` says how to take another.
+
+    Only models of this project are offered.
+    """
+    others = [other for other in models_with_a_champion() if other.endswith(SUFFIX)]
+    there = "".join(f"{other} has one: {choose(other)}; " for other in others[:1])
+    dataset = name.removesuffix(SUFFIX)
+    wanted = {"dataset": dataset} if dataset in DATASETS else {}
+    return f"{name} has no champion; {there}to train one: {invocation.command('step4', **wanted)}"
 
 
 def get_champion(name: str) -> ModelVersion | None:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drilldown.reporting.report import table
 from drilldown.reporting.statistics import mcnemar_p
 
 ALPHA = 0.05
@@ -67,33 +66,22 @@ def decide(challenger: Candidate, champion: Candidate, labels: np.ndarray) -> De
     )
 
 
-def markdown(
-    challenger: Candidate, champion: Candidate | None, labels: np.ndarray, decision: Decision, promoted: bool
-) -> str:
-    """The decision with its tables, as Markdown; a model `promoted` against the decision was promoted by force."""
-    verdict = "Not promoted" if not promoted else "Promoted" if decision.promoted else "Promoted by force"
-    parts = [f"**{verdict}**: {decision.reason}.\n"]
+def tables(
+    challenger: Candidate, champion: Candidate | None, labels: np.ndarray, decision: Decision
+) -> list[list[dict[str, object]]]:
+    """The answers of the two models in tables, by rows: right and wrong, if there are two; wrong answers by digit."""
+    both: list[dict[str, object]] = []
     if champion:
         right, wrong = f"version {champion.version} right", f"version {champion.version} wrong"
-        parts.append(
-            table(
-                [
-                    {
-                        "test images": f"version {challenger.version} right",
-                        right: decision.both_right,
-                        wrong: decision.challenger_alone,
-                    },
-                    {
-                        "test images": f"version {challenger.version} wrong",
-                        right: decision.champion_alone,
-                        wrong: decision.both_wrong,
-                    },
-                ]
-            )
-        )
-    rows: list[dict[str, object]] = []
+        for answered, of_right, of_wrong in (
+            ("right", decision.both_right, decision.challenger_alone),
+            ("wrong", decision.champion_alone, decision.both_wrong),
+        ):
+            heading = {"test images": f"version {challenger.version} {answered}"}
+            both.append(heading | {right: of_right, wrong: of_wrong})
+    by_digit: list[dict[str, object]] = []
     for model in filter(None, (challenger, champion)):
         counts = np.bincount(labels[model.predictions != labels], minlength=10)
-        by_digit = {str(digit): count for digit, count in enumerate(counts)}
-        rows.append({"wrong answers by true digit": f"version {model.version}", **by_digit, "all": counts.sum()})
-    return "\n".join([*parts, table(rows)])
+        digits = {str(digit): count for digit, count in enumerate(counts)}
+        by_digit.append({"wrong answers by true digit": f"version {model.version}", **digits, "all": counts.sum()})
+    return [rows for rows in (both, by_digit) if rows]

@@ -1,8 +1,9 @@
 """The registry's operations: register a model, promote it to champion, roll back."""
 
 import contextlib
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import mlflow
@@ -10,16 +11,19 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from drilldown.errors import ChampionError, ParameterError, RegistryError
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation
-from drilldown.registry import integrity, promotion
-from drilldown.registry.champion import get_champion, previous_champion, set_champion, versions
+from drilldown.registry import description, integrity, promotion
+from drilldown.registry.champion import SUFFIX, get_champion, previous_champion, set_champion, versions
 from drilldown.registry.verify import Verifier, verify
 from drilldown.reporting.gate import Verdict
+from drilldown.reporting.report import columns
+from drilldown.tracking import invocation
 from drilldown.tracking.store import store_lock
-from drilldown.tracking.tags import ours, prefixed
+from drilldown.tracking.tags import ours, packed, prefixed
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,12 @@ class Registration:
     version: str
     champion: bool
     reason: str
-    details: str = ""  # the comparison with the champion, as Markdown
+    details: str = ""  # the comparison with the champion in tables, for the screen
 
 
 def model_name(dataset: str) -> str:
     """The registered model for that dataset; models of different datasets are never compared."""
-    return f"{dataset}-cnn"
+    return f"{dataset}{SUFFIX}"
 
 
 def register(
@@ -67,7 +71,7 @@ def register(
         "test_accuracy": repr(evaluation.accuracy),
     }
     with store_lock(name):  # MLflow fails when two processes set an alias that does not exist yet
-        found = _find(client, name, model.model_uri, run_id) or _create(client, name, model, run_id, tags)
+        found = _find(client, name, model.model_uri, run_id) or _create(client, dataset.name, model, run_id, tags)
         version, known = str(found.version), ours(found.tags)
         if "verified" not in known:  # it is new, or its registration was interrupted
             _tag_version(client, name, version, {key: tags[key] for key in tags if known.get(key) != tags[key]})
@@ -84,23 +88,29 @@ def _find(client: MlflowClient, name: str, model_uri: str, run_id: str) -> Model
     return next(found, None)
 
 
-def _create(client: MlflowClient, name: str, model: ModelInfo, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+def _create(client: MlflowClient, dataset: str, model: ModelInfo, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+    name = model_name(dataset)
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=description.of_model(name, dataset))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     with tempfile.TemporaryDirectory() as folder:
         copy = mlflow.artifacts.download_artifacts(model.model_uri, dst_path=folder)
-        tags = prefixed({**tags, integrity.TAG: integrity.digest(copy)})
+        digests = {"dataset.digest": tags["dataset.digest"], integrity.TAG: integrity.digest(copy)}
+    others = {name: value for name, value in tags.items() if name not in digests}
+    tags = prefixed(others | packed("fingerprint", digests))
     # With its tags from the first moment: no version of ours is ever without them.
-    return client.create_model_version(name, model.model_uri, run_id, tags=tags, model_id=model.model_id)
+    version = client.create_model_version(name, model.model_uri, run_id, tags=tags, model_id=model.model_id)
+    link = [{"name": name, "version": version.version}]  # as mlflow.register_model does: the model's page shows it
+    client.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(link)})
+    return version
 
 
 def promote(
     version: str, dataset: Dataset, *, why: str, force: bool = False, verifier: Verifier | None = None
 ) -> Registration:
-    """Make a version of the dataset's model the champion, if it deserves it.
+    """Make a version of the dataset's model, a number or "challenger", the champion, if it deserves it.
 
     A fresh process predicts the test images with the version and with the champion; `promotion.decide` compares them,
     and the result is kept on the version. `force` overrules that comparison, but no other check.
@@ -112,6 +122,7 @@ def promote(
     client, name = MlflowClient(), model_name(dataset.name)
     with store_lock(name), _verifier(verifier) as verifier:  # two challengers must not both beat the same champion
         challenger, champion = _get(client, name, version), get_champion(name)
+        version = str(challenger.version)
         if champion and champion.version == challenger.version:
             return Registration(name, version, True, "it is the champion already")
         labels, rival = dataset.test_labels.numpy(), None
@@ -129,13 +140,14 @@ def promote(
         _tag_version(client, name, version, {"verified": "true"})
         promoted = decision.promoted or force
         forced = "by force, though " if promoted and not decision.promoted else ""
-        reason, details = forced + decision.reason, promotion.markdown(candidate, rival, labels, decision, promoted)
+        reason, tables = forced + decision.reason, promotion.tables(candidate, rival, labels, decision)
         result = asdict(decision) | {"promoted": promoted, "reason": reason}
-        _tag_version(client, name, version, {f"promotion.{key}": str(value) for key, value in result.items()})
-        client.update_model_version(name, version, details)
+        result = {f"promotion.{key}": value for key, value in result.items()}
+        _tag_version(client, name, version, packed("promotion", result))
+        client.update_model_version(name, version, description.of_version(candidate, rival, labels, decision, promoted))
         if promoted:
             set_champion(name, champion, version, "promotion", f"{why}; {reason}")
-    return Registration(name, version, promoted, reason, details)
+    return Registration(name, version, promoted, reason, "\n\n".join(map(columns, tables)))
 
 
 def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -> Registration:
@@ -144,9 +156,8 @@ def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -
     Raises: RegistryError when there is no previous champion, or when it was measured on other data; VerificationError
     when it does not have the accuracy that was logged.
     """
-    client, name = MlflowClient(), model_name(dataset.name)
-    if not client.search_registered_models(f"name = '{name}'"):
-        raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one")
+    name = model_name(dataset.name)
+    check_registered(name)
     with store_lock(name), _verifier(verifier) as verifier:
         champion = get_champion(name)
         current = f"version {champion.version}" if champion else "none"
@@ -159,17 +170,47 @@ def roll_back(dataset: Dataset, *, why: str, verifier: Verifier | None = None) -
     return Registration(name, version, True, f"it was champion before; the champion was {current}")
 
 
+def check_registered(name: str) -> None:
+    """Raise RegistryError if the registered model has no version."""
+    if not versions(name):
+        raise RegistryError(f"{name} has no version yet: a run that passes the gate registers one{_others(name)}")
+
+
+def _others(name: str) -> str:
+    """The versions of this project's other registered models, and how to choose one of these models."""
+    models = (model.name for model in MlflowClient().search_registered_models())
+    found = {other: versions(other) for other in models if other.endswith(SUFFIX) and other != name}
+    return "".join(
+        f"; {other} has {_numbers(existing)} ({invocation.argument(model=other)})"
+        for other, existing in found.items()
+        if existing
+    )
+
+
 def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verifier]:
     """The caller's verifier, which the caller ends, or a new one."""
     return contextlib.nullcontext(given) if given else Verifier()
 
 
 def _get(client: MlflowClient, name: str, version: str) -> ModelVersion:
+    """The version with this number; "challenger" is the one with that alias."""
     found = versions(name)
+    existing = _numbers(found)
+    if version == "challenger" and found:
+        alias = client.get_registered_model(name).aliases.get("challenger")
+        if alias is None:
+            raise ParameterError(
+                f"version is 'challenger': {name} has no challenger; its versions are {_numbers(found)}"
+            )
+        version = str(alias)
     if version not in found:
-        existing = ", ".join(sorted(found, key=int)) or "none"
-        raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {existing}")
+        others = "" if found else _others(name)
+        raise ParameterError(f"version is {version!r}: it takes a version of {name}, which has {existing}{others}")
     return found[version]
+
+
+def _numbers(found: Iterable[str]) -> str:
+    return ", ".join(sorted(found, key=int)) or "none"
 
 
 def _tag_version(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> None:

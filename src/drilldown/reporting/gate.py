@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from drilldown.learning.recipe import Goal
 from drilldown.reporting.statistics import summarize
 
@@ -20,7 +22,7 @@ def judge(accuracies: Sequence[float], split: str, num_parameters: int, goal: Go
     """Compare a run's accuracies (percent, one per epoch, measured on `split`) and its model's size with the goal.
 
     A run that was not measured on the test set, or has no epoch, never passes. MLflow's validation of evaluation
-    results does the comparison; nothing is logged.
+    results compares each figure with its limit; nothing is logged.
     """
     if split != "test" or not accuracies:
         return Verdict(False, ("not measured on the test set: such a run serves to choose a recipe",), {})
@@ -29,31 +31,42 @@ def judge(accuracies: Sequence[float], split: str, num_parameters: int, goal: Go
     from mlflow.models import EvaluationResult, MetricThreshold
     from mlflow.models.evaluation.validation import ModelValidationFailedException
 
-    summary = summarize(accuracies, goal)
+    summary, judged, epochs = summarize(accuracies, goal), accuracies[-goal.last :], len(accuracies)
+    lowest = summary.min_accuracy_last_k
     metrics: dict[str, float] = {
         **asdict(summary),
-        "epochs": len(accuracies),
-        "epochs_judged": len(accuracies[-goal.last :]),
+        "epochs": epochs,
+        "epochs_judged": len(judged),
         "parameters": num_parameters,
     }
-    limits = {  # limit, and whether greater values are better
-        "min_accuracy_last_k": (goal.accuracy, True),
-        "epochs_judged": (goal.last, True),
-        "epochs": (goal.max_epochs, False),
-        "parameters": (goal.max_parameters, False),
+    length = f"{epochs} epoch{'s' if epochs > 1 else ''}"
+    lowest_epoch = epochs - len(judged) + 1 + int(np.argmin(judged))  # np.argmin finds a NaN, too
+    limits = {  # limit, whether greater values are better, what was found and what is needed in words
+        "min_accuracy_last_k": (
+            goal.accuracy,
+            True,
+            f"{_percent_below(lowest, goal.accuracy)} in epoch {lowest_epoch}",
+            f"{{:g}} % are needed in each of the last {goal.last}",
+        ),
+        "epochs_judged": (goal.last, True, length, "at least {} are needed"),
+        "epochs": (goal.max_epochs, False, length, "at most {} are allowed"),
+        "parameters": (goal.max_parameters, False, f"{num_parameters:,} parameters", "at most {:,} are allowed"),
     }
-    thresholds = {
-        name: MetricThreshold(limit, greater_is_better=greater)
-        for name, (limit, greater) in limits.items()
-        if limit is not None
-    }
-    result = EvaluationResult(metrics, artifacts={})
-    try:
-        mlflow.validate_evaluation_results(thresholds, result)
-    except ModelValidationFailedException as failure:
-        return Verdict(False, tuple(failure.message.splitlines()), metrics)
-    reason = (
-        f"the last {goal.last} epochs are all at or above {goal.accuracy:.2f} %, "
-        f"the lowest at {summary.min_accuracy_last_k:.2f} %"
-    )
+    result, reasons = EvaluationResult(metrics, artifacts={}), []
+    for name, (limit, greater, found, needed) in limits.items():
+        if limit is None:
+            continue
+        try:
+            mlflow.validate_evaluation_results({name: MetricThreshold(limit, greater_is_better=greater)}, result)
+        except ModelValidationFailedException:
+            reasons.append(f"{found}: {needed.format(limit)}")
+    if reasons:
+        return Verdict(False, tuple(reasons), metrics)
+    reason = f"the last {goal.last} epochs are all at or above {goal.accuracy:.2f} %, the lowest at {lowest:.2f} %"
     return Verdict(True, (reason,), metrics)
+
+
+def _percent_below(accuracy: float, limit: float) -> str:
+    """An accuracy below the limit, with as many decimals, at least two, as it takes to see that it is below."""
+    decimals = next((count for count in range(2, 10) if round(accuracy, count) < limit), 2)
+    return f"{accuracy:.{decimals}f} %"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,12 @@ def epoch_line(row: EpochMetrics, epochs: int, split: str) -> str:
         f"epoch {row.epoch:2d}/{epochs}  train {row.train_accuracy:6.2f} %  "
         f"{split} {row.eval_accuracy:6.2f} %  loss {row.eval_loss:.4f}  {row.epoch_seconds:5.1f} s"
     )
+
+
+def epoch_of(line: str) -> int | None:
+    """The epoch that a line of `epoch_line` is about; None for another line."""
+    found = re.match(r"epoch +(\d+)/", line)
+    return int(found[1]) if found else None
 
 
 def verdict_lines(verdict: Verdict) -> str:
@@ -63,3 +70,19 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     lines = [list(rows[0]), *(list(map(str, row.values())) for row in rows)]
     written = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([written[0], "|---" * len(rows[0]) + "|", *written[1:]]) + "\n"
+
+
+def columns(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows with the same headings as aligned columns, for the screen; a column with figures is aligned on the right."""
+    cells = [list(rows[0]), *(list(map(str, row.values())) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    aligns = [">" if any(map(_is_figure, column)) else "<" for column in zip(*cells[1:], strict=True)]
+    lines = (
+        "  ".join(f"{cell:{align}{width}}" for cell, align, width in zip(line, aligns, widths, strict=True))
+        for line in cells
+    )
+    return "\n".join(map(str.rstrip, lines))
+
+
+def _is_figure(cell: str) -> bool:
+    return cell != "" and not re.search(r"[^\W\d]", cell.replace(" of ", ""))  # no letter

@@ -51,6 +51,16 @@ def format_spread(values: Sequence[float], decimals: int = 2) -> str:
     return center if found.std is None else f"{center} ± {found.std:.{decimals}f}"
 
 
+def format_probability(probability: float) -> str:
+    """A probability in percent as text, which says 100 % or 0 % only if it is exactly that."""
+    rounded = f"{probability:.2%}"
+    if rounded == "100.00%" and probability < 1:
+        return "> 99.99 %"
+    if rounded == "0.00%" and probability > 0:
+        return "< 0.01 %"
+    return f"{rounded[:-1]} %"
+
+
 @dataclass(frozen=True)
 class PassRate:
     """How many seeds passed the gate, as a rate with its 95 % interval."""

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import re
 
 import mlflow
 import numpy as np
@@ -23,12 +24,12 @@ SIGNATURE = ModelSignature(
 )
 
 
-def log_model(classifier: Classifier, dataset: Dataset) -> ModelInfo:
-    """Export the classifier to the active run: on the CPU, without pickle, for any number of images."""
+def log_model(classifier: Classifier, dataset: Dataset, name: str) -> ModelInfo:
+    """Export the classifier to the active run under this name: on the CPU, without pickle, for any number of images."""
     model = copy.deepcopy(classifier).cpu().eval()  # in training mode, dropout would be exported too
     return mlflow.pytorch.log_model(
         model,
-        name="model",
+        name=re.sub(r"[^\w-]", "-", name),  # MLflow takes no dots, for one
         serialization_format="pt2",
         signature=SIGNATURE,
         input_example=dataset.test_images[:2].numpy(),  # of one image, MLflow would fix the number at one

@@ -1,4 +1,4 @@
-"""MLflow runs: the only module that writes them."""
+"""MLflow runs: open, fill and close them; the only module that writes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import mlflow
 import torch
-from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -24,14 +23,16 @@ from drilldown.learning.evaluate import Evaluation
 from drilldown.learning.recipe import Goal, Recipe
 from drilldown.learning.train import EpochMetrics, TrainState
 from drilldown.options import TrainOptions
+from drilldown.reporting import plots
 from drilldown.reporting.gate import Verdict
 from drilldown.reporting.statistics import summarize
 from drilldown.tracking import export, store
-from drilldown.tracking.tags import PREFIX, ours, prefixed
+from drilldown.tracking.tags import PREFIX, ours, packed, prefixed
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from mlflow.data.numpy_dataset import NumpyDataset
 
 MAX_MISTAKES = 40  # images on mistakes.png
 
@@ -41,7 +42,7 @@ def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterat
     """Open a run that ends FINISHED, KILLED or FAILED, as it truly did; yields its id.
 
     Under `mlflow run` it is the run that MLflow has opened already. `resume` opens an earlier run instead, and the run
-    that `mlflow run` opened refers to it.
+    that `mlflow run` opened refers to it. One of the tags is `kind`, by which runs are told apart.
 
     Raises: StoreError when the run cannot be closed.
     """
@@ -50,11 +51,10 @@ def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterat
         mlflow.set_experiment(experiment_id=client.get_run(resume).info.experiment_id)  # wherever the run lies
         for tag, value in prefixed(_liveness()).items():  # while it still names a dead process, others would close it
             client.set_tag(resume, tag, value)
-        if opened := os.environ.get("MLFLOW_RUN_ID"):
-            for tag, value in prefixed({"mlflow.runName": f"resume of {name}", "resumes": resume}).items():
-                client.set_tag(opened, tag, value)
+        name_opened(f"resume of {name}", {"kind": "resume", "resumes": resume})
     try:
         active = mlflow.start_run(resume, tags=prefixed({"mlflow.runName": name, **tags, **_liveness()}))
+        store.describe_experiment(active.info.experiment_id)
         if f"{PREFIX}error" in active.data.tags:  # of its end before it was resumed
             client.delete_tag(active.info.run_id, f"{PREFIX}error")
         with _explain_disk_full(active.info.artifact_uri):
@@ -64,6 +64,13 @@ def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterat
         if open_run := mlflow.active_run():  # MLflow would end it as FINISHED
             _end_early(open_run.info.run_id, error)
         raise
+
+
+def name_opened(name: str, tags: Mapping[str, str]) -> None:
+    """Name the run that `mlflow run` opened for a command that opens none itself; under other programs, do nothing."""
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        for tag, value in prefixed({"mlflow.runName": name, **tags}).items():
+            mlflow.MlflowClient().set_tag(run_id, tag, value)
 
 
 @contextlib.contextmanager
@@ -128,7 +135,7 @@ def log_start(
             "run.engine": engine,
         }
     )
-    set_tags({**fingerprint, "machine": hardware.processor_name(device)})
+    set_tags({**packed("fingerprint", fingerprint), "machine": hardware.processor_name(device)})
     log_dataset(dataset)
     mlflow.log_text(export.layer_table(state.classifier.network), "model_summary.txt")
     mlflow.log_metric("parameters", state.classifier.num_parameters)
@@ -136,22 +143,23 @@ def log_start(
 
 def log_dataset(dataset: Dataset) -> None:
     """Log the images that the run learns from and the images that it is measured on."""
+    for context in ("training", dataset.split):
+        with store.store_lock("datasets"):  # if two runs log the same one at once, MLflow raises an error in one
+            mlflow.log_input(_entry(dataset, context), context=context)
+
+
+def _entry(dataset: Dataset, context: str) -> NumpyDataset:
+    """The training images, or those of the dataset's split, as MLflow describes them."""
     from mlflow.data.numpy_dataset import from_numpy
 
-    for context, images, labels in (
-        ("training", dataset.train_images, dataset.train_labels),
-        (dataset.split, dataset.test_images, dataset.test_labels),
-    ):
-        # The digest covers the whole dataset: MLflow's own covers the first 10,000 values.
-        entry = from_numpy(
-            images.numpy(),
-            targets=labels.numpy(),
-            source=dataset.source,
-            name=f"{dataset.name} {context}",
-            digest=dataset.digest,
-        )
-        with store.store_lock("datasets"):  # if two runs log the same one at once, MLflow raises an error in one
-            mlflow.log_input(entry, context=context)
+    is_training = context == "training"
+    return from_numpy(
+        (dataset.train_images if is_training else dataset.test_images).numpy(),
+        targets=(dataset.train_labels if is_training else dataset.test_labels).numpy(),
+        source=dataset.source,
+        name=f"{dataset.name} {context}",
+        digest=dataset.digest,  # of the whole dataset: MLflow's own covers the first 10,000 values
+    )
 
 
 def log_epoch(row: EpochMetrics, split: str) -> None:
@@ -220,44 +228,6 @@ def check_fingerprint(run_id: str, fingerprint: Mapping[str, str]) -> None:
             )
 
 
-def find_reusable(fingerprint: Mapping[str, str]) -> Run | None:
-    """The newest finished run with this fingerprint, if there is one."""
-    found = _search(
-        *(f"tags.`{name}` = '{value}'" for name, value in prefixed(fingerprint).items()),
-        max_results=1,
-    )
-    return found[0] if found else None
-
-
-def finished_runs(*, step: str | None = None, dataset: str | None = None, digest: str | None = None) -> list[Run]:
-    """The finished runs that were measured on the test images, the newest first, of all experiments.
-
-    Args:
-        step: of this step only.
-        dataset: on the dataset with this name only.
-        digest: on the dataset with this digest only.
-    """
-    conditions = ["params.`run.validation` = '0'"]
-    if dataset:
-        conditions.append(f"params.`run.dataset` = '{dataset}'")
-    wanted = {"step": step, "dataset.digest": digest}
-    return [
-        run
-        for run in _search(*conditions)
-        if all(value is None or ours(run.data.tags).get(tag) == value for tag, value in wanted.items())
-    ]
-
-
-def _search(*conditions: str, max_results: int = 50_000) -> list[Run]:
-    return mlflow.search_runs(
-        filter_string=" and ".join([*conditions, "attributes.status = 'FINISHED'"]),
-        order_by=["attributes.start_time DESC"],
-        max_results=max_results,
-        search_all_experiments=True,
-        output_format="list",
-    )
-
-
 def metric_names(split: str) -> dict[str, str]:
     """The metric's name for each field of AccuracySummary.
 
@@ -273,40 +243,59 @@ def metric_names(split: str) -> dict[str, str]:
 
 
 def log_end(
-    state: TrainState, evaluation: Evaluation, verdict: Verdict, goal: Goal, dataset: Dataset, report: str
+    state: TrainState,
+    evaluation: Evaluation,
+    verdict: Verdict,
+    goal: Goal,
+    dataset: Dataset,
+    report: str,
+    model_name: str,
 ) -> ModelInfo:
-    """Log what training came to: figures, pictures, report, verdict and the model with its figures."""
+    """Log what training came to: figures, pictures, report, verdict, and the model with its figures."""
     import pandas as pd
-
-    from drilldown.reporting import plots
 
     split, history = dataset.split, state.history
     mlflow.log_text(pd.DataFrame([row.named(split) for row in history]).to_csv(index=False), "history.csv")
-    mlflow.log_figure(plots.curves(history, goal.accuracy, split), "curves.png")
-    mlflow.log_figure(plots.confusion_matrix(evaluation.confusion()), "confusion_matrix.png")
-    wrong = evaluation.mistakes()[:MAX_MISTAKES]
-    mistakes = plots.mistakes(
-        dataset.test_images[wrong].numpy(),
-        evaluation.labels[wrong].tolist(),
-        evaluation.predictions[wrong].tolist(),
-        evaluation.probabilities[wrong].amax(1).tolist(),
-    )
-    mlflow.log_figure(mistakes, "mistakes.png")
+    _log_figures(history, evaluation, goal, dataset)
     mlflow.log_text(report, "report.md")
     mlflow.log_dict({**asdict(verdict), "target": asdict(goal)}, "gate.json")
     reason = "; ".join(verdict.reasons)
     description = {"mlflow.note.content": report}  # the UI shows it as the run's description
     set_tags({"gate": "passed" if verdict.passed else "failed", "gate.reason": reason} | description)
-    model = export.log_model(state.eval_model, dataset)
+    model = export.log_model(state.eval_model, dataset, model_name)
     figures = asdict(summarize([row.eval_accuracy for row in history], goal))
     metrics = {name: figures[field] for field, name in metric_names(split).items()}
-    metrics["parameters"] = state.classifier.num_parameters
-    mlflow.log_metrics(metrics, step=len(history), model_id=model.model_id)
+    mlflow.log_metrics(metrics, step=len(history), model_id=model.model_id, dataset=_entry(dataset, split))
     return model
 
 
+def _log_figures(history: Sequence[EpochMetrics], evaluation: Evaluation, goal: Goal, dataset: Dataset) -> None:
+    """Log the figures of a training; each says of which run it is."""
+    active = mlflow.active_run()
+    assert active is not None
+    name, run_id, split = active.info.run_name, active.info.run_id, dataset.split
+    measured = f"{evaluation.accuracy:.2f} % of {len(evaluation.labels):,} {dataset.name} {split} images"
+
+    def caption(what: str) -> plots.Caption:
+        return plots.Caption(f"{name}: {what}", f"{measured}, run {run_id[:8]}")
+
+    every = evaluation.mistakes()
+    wrong = every[:MAX_MISTAKES]
+    mistakes = plots.mistakes(
+        dataset.test_images[wrong].numpy(),
+        evaluation.labels[wrong].tolist(),
+        evaluation.predictions[wrong].tolist(),
+        evaluation.probabilities[wrong].amax(1).tolist(),
+        caption(f"{len(wrong)} of {len(every):,} mistakes, most confident first"),
+    )
+    matrix = plots.confusion_matrix(evaluation.confusion(), caption("confusion matrix"))
+    mlflow.log_figure(plots.curves(history, goal.accuracy, caption("accuracy and loss"), split), "curves.png")
+    mlflow.log_figure(matrix, "confusion_matrix.png")
+    mlflow.log_figure(mistakes, "mistakes.png")
+
+
 def log_repeat(summary: Mapping[str, object], metrics: Mapping[str, float], figure: Figure) -> None:
-    """Log what many seeds came to: the whole summary, its metrics, and every seed's curve."""
+    """Log what many seeds came to: the whole summary, its metrics, and a figure."""
     mlflow.log_dict(dict(summary), "repeat.json")
     mlflow.log_figure(figure, "seeds.png")
     mlflow.log_metrics(dict(metrics))
@@ -318,9 +307,11 @@ def note_reused(run_ids: Sequence[str]) -> None:
         set_tags({"reused": " ".join(run_ids)})
 
 
-def log_comparison(dataset: str, markdown: str, page: str, numbers: pd.DataFrame, figure: Figure) -> None:
-    """Log the comparison of the steps as Markdown, HTML, CSV and picture."""
-    set_tags({"compare": dataset, "mlflow.note.content": markdown})
+def log_comparison(
+    dataset: str, description: str, markdown: str, page: str, numbers: pd.DataFrame, figure: Figure
+) -> None:
+    """Log the comparison of the steps as Markdown, HTML, CSV and picture, and describe the run."""
+    set_tags({"compare": dataset, "mlflow.note.content": description})
     mlflow.log_text(markdown, "compare.md")
     mlflow.log_text(page, "compare.html")
     mlflow.log_text(numbers.to_csv(index=False), "compare.csv")
@@ -334,7 +325,7 @@ def open_nested(parent: str, name: str) -> str:
     inherited = {
         key: value for key, value in found.data.tags.items() if key.startswith(("mlflow.source.", "mlflow.user"))
     }
-    tags = prefixed({**inherited, **_liveness(), MLFLOW_PARENT_RUN_ID: parent})
+    tags = prefixed({**inherited, **_liveness(), "kind": "train", MLFLOW_PARENT_RUN_ID: parent})
     return str(client.create_run(found.info.experiment_id, tags=tags, run_name=name).info.run_id)
 
 
@@ -344,7 +335,8 @@ def log_predictions(
     """Log the answers as a table and a picture, the refused files with reasons, and the model that answered."""
     import pandas as pd
 
-    set_tags(lineage)
+    digests = {name: value for name, value in lineage.items() if name.endswith(".digest")}
+    set_tags({name: value for name, value in lineage.items() if name not in digests} | packed("fingerprint", digests))
     mlflow.log_text(pd.DataFrame(rows).to_csv(index=False), "predictions.csv")
     mlflow.log_figure(sheet, "contact_sheet.png")
     mlflow.log_dict(dict(refused), "refused.json")

@@ -5,23 +5,38 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mlflow
 from filelock import FileLock
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_PROJECT_ENTRY_POINT,
+    MLFLOW_RUN_NAME,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_SOURCE_TYPE,
+)
 
 from drilldown import process
 from drilldown.errors import StoreError
 from drilldown.messages import one_line
-from drilldown.steps import ROOT
+from drilldown.steps import ROOT, STEP_NAMES
 from drilldown.tracking import database
 from drilldown.tracking.tags import ours, prefixed
 
 EXPERIMENT = "mnist-drilldown"  # unless MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID or `mlflow run` says otherwise
+DESCRIPTION = """\
+Runs of drilldown, a model lifecycle from a first baseline to a registered champion.
+
+- The tag `drilldown.kind` says what a run is: `train`, `repeat`, `all`, `compare`, `promote`, `rollback` or `predict`.
+- To see only trainings, search for `tags.drilldown.kind = 'train'`.
+- To see only those that passed the gate, search for `tags.drilldown.gate = 'passed'`.
+- The trainings of `repeat` and `all` are nested in their run.
+- Registered models are in the model registry, one for each dataset. The version with the alias `champion` is served.
+"""
 SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # seconds
 TAKEOVER_SECONDS = 5  # a process that `mlflow run` starts holds its liveness lock sooner
 
@@ -32,6 +47,7 @@ def quiet_mlflow() -> None:
         logging.getLogger(logger).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # the artifacts are small and many
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `invocation` prints the run's page
 
 
 def connect() -> None:
@@ -40,17 +56,41 @@ def connect() -> None:
     Raises: StoreError when the store does not answer.
     """
     _defer_signals_during_queries()
-    try:
-        if file := _sqlite_file():
+    with _answering():
+        if file := sqlite_file():
             database.ensure(Path(file))
+        close_abandoned()
+    _select_experiment()
+
+
+def connect_to_read() -> None:
+    """Open the tracking store without writing to it, if there is one (see `exists`).
+
+    Raises: StoreError when the store does not answer.
+    """
+    _defer_signals_during_queries()
+    with _answering():
+        if exists():
+            mlflow.search_experiments(max_results=1)
+
+
+def exists() -> bool:
+    """Whether there is a store. MLflow would create a database that does not exist, and finish an incomplete one."""
+    file = sqlite_file()
+    return not file or database.is_complete(Path(file))
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Wait only seconds for the store, and explain why it does not open."""
+    try:
         with short_timeouts():
-            close_abandoned()
+            yield
     except Exception as error:  # MLflow's, SQLAlchemy's, SQLite's: whatever it is, the store does not open
         uri = mlflow.get_tracking_uri()
         raise StoreError(
             f"MLFLOW_TRACKING_URI is {uri!r}: the store there does not answer ({explain(error)})"
         ) from error
-    _select_experiment()
 
 
 def _defer_signals_during_queries() -> None:
@@ -79,6 +119,28 @@ def _select_experiment() -> None:
             mlflow.set_experiment(EXPERIMENT)
 
 
+def current_experiment() -> Experiment | None:
+    """The experiment that this command's runs go into; None if it does not exist yet."""
+    client = mlflow.MlflowClient()
+    run = mlflow.active_run()
+    if run_id := run.info.run_id if run else os.environ.get("MLFLOW_RUN_ID"):
+        return client.get_experiment(client.get_run(run_id).info.experiment_id)
+    experiment_id, name = map(os.environ.get, ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"))
+    if experiment_id and not name:
+        return client.get_experiment(experiment_id)
+    return client.get_experiment_by_name(name or EXPERIMENT)
+
+
+def describe_experiment(experiment_id: str) -> None:
+    """Describe an experiment that has no description yet; what a user wrote, or deleted, stays."""
+    client = mlflow.MlflowClient()
+    if MLFLOW_RUN_NOTE in client.get_experiment(experiment_id).tags:
+        return
+    with store_lock("experiment"):  # if two processes set the same tag at once, MLflow raises an error in one
+        if MLFLOW_RUN_NOTE not in client.get_experiment(experiment_id).tags:
+            client.set_experiment_tag(experiment_id, MLFLOW_RUN_NOTE, DESCRIPTION)
+
+
 def explain(error: Exception) -> str:
     """Say what is wrong with the store: of a database error, where and why, without the SQL statement."""
     cause: BaseException | None = error
@@ -92,7 +154,7 @@ def store_lock(name: str) -> contextlib.AbstractContextManager[object]:
 
     For a store on a server, the lock covers the processes that were started in this folder.
     """
-    if file := _sqlite_file():
+    if file := sqlite_file():
         return FileLock(f"{file}.{name}.lock")
     try:
         process.LIVENESS_FOLDER.mkdir(exist_ok=True)
@@ -102,7 +164,8 @@ def store_lock(name: str) -> contextlib.AbstractContextManager[object]:
     return FileLock(process.LIVENESS_FOLDER / f"{server}.{name}.lock")
 
 
-def _sqlite_file() -> str | None:
+def sqlite_file() -> str | None:
+    """The store's database file; None for a server, and for another database."""
     from sqlalchemy.engine import make_url  # it takes a while
 
     uri = mlflow.get_tracking_uri()
@@ -128,21 +191,25 @@ def close_abandoned() -> None:
     running = mlflow.search_runs(
         filter_string="attributes.status = 'RUNNING'", search_all_experiments=True, output_format="list"
     )
-    for run in filter(_is_abandoned, running):
+    for run in filter(is_abandoned, running):
         with contextlib.suppress(MlflowException):  # somebody deleted it meanwhile
             close_run(run.info.run_id, "KILLED", "its process is gone: it was killed, or the machine went down")
 
 
-def _is_abandoned(run: Run) -> bool:
+def is_abandoned(run: Run, *, keep: bool = False) -> bool:
+    """Whether the process of an open run is gone; False where this process cannot know.
+
+    Unless `keep`, the trace that the process left is removed: the caller closes the run.
+    """
     tags = ours(run.data.tags)
     if lock := tags.get("process"):
-        return process.is_gone(lock)
+        return process.is_gone(lock, keep=keep)
     # `mlflow run` opened the run, but no training process has taken it over. If that process starts after the run was
     # closed here, because its environment took long to build, it opens the run again.
     is_ours = tags.get(MLFLOW_SOURCE_TYPE) == "PROJECT" and tags[MLFLOW_SOURCE_NAME] == _project_source()
     is_late = time.time() - run.info.start_time / 1000 > TAKEOVER_SECONDS
-    is_here = _sqlite_file() or (process.LIVENESS_FOLDER / run.info.run_id).exists()
-    return bool(is_ours and is_late and is_here) and process.is_gone(process.lock_name(run.info.run_id))
+    is_here = sqlite_file() or (process.LIVENESS_FOLDER / run.info.run_id).exists()
+    return bool(is_ours and is_late and is_here) and process.is_gone(process.lock_name(run.info.run_id), keep=keep)
 
 
 def _project_source() -> str:
@@ -168,5 +235,14 @@ def note_error(message: str, run_id: str | None = None) -> None:
 
 
 def _set_error(client: mlflow.MlflowClient, run_id: str, message: str) -> None:
-    for name, value in prefixed({"error": message}).items():
+    given = client.get_run(run_id).data.tags
+    for name, value in prefixed({"error": message, **_first_name(given)}).items():
         client.set_tag(run_id, name, value)
+
+
+def _first_name(tags: Mapping[str, str]) -> dict[str, str]:
+    """Name and kind of a run that `mlflow run` opened, and that failed before a command gave it a name."""
+    entry_point = tags.get(MLFLOW_PROJECT_ENTRY_POINT)
+    if entry_point is None or "kind" in ours(tags):
+        return {}
+    return {MLFLOW_RUN_NAME: entry_point, "kind": "train" if entry_point in (*STEP_NAMES, "main") else entry_point}
