@@ -12,14 +12,20 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks import epoch, gpu, overhead, serving, target
+from benchmarks import busy, epoch, gpu, overhead, serving, target
 from benchmarks.errors import one_line_errors
 from drilldown.hardware import processor_name
 from drilldown.steps import ROOT
 from drilldown.tracking import store
 from drilldown.tracking.provenance import code_digest, versions
 
-PARTS = {"epoch": epoch.measure, "target": target.measure, "overhead": overhead.measure, "serving": serving.measure}
+PARTS = {
+    "epoch": epoch.measure,
+    "busy": busy.measure,
+    "target": target.measure,
+    "overhead": overhead.measure,
+    "serving": serving.measure,
+}
 RESULT = ROOT / "results" / "benchmark.json"
 
 
@@ -39,7 +45,7 @@ RESULT = ROOT / "results" / "benchmark.json"
 )
 @click.option("--keep/--no-keep", default=True, show_default=True, help="write results/benchmark.json")
 def main(parts: tuple[str, ...], repeats: int, checkout: Path | None, keep: bool) -> None:
-    """Time an epoch, the training to the target (half an hour), a run's overhead, and a model's answers."""
+    """Time an epoch, quiet and beside a busy process, the training to the target, a run's overhead, and answers."""
     machine = processor_name(torch.device("cpu"))
     click.echo(f"{machine}, load {os.getloadavg()[0]:.1f}: the figures are valid only if nothing else runs")
     measures = PARTS | {"overhead": partial(overhead.measure, checkout=checkout)}

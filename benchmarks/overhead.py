@@ -38,6 +38,16 @@ module = sys.argv.pop(1)
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
+# The same for PyTorch, an optimizer, MLflow and an open run alone: no command can begin to train in less.
+PACKAGES_ALONE = """
+import time, torch
+torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+import mlflow
+with mlflow.start_run():
+    mlflow.log_param("name", "value")
+    print(time.process_time())
+"""
+
 
 @dataclass(frozen=True)
 class Checkout:
@@ -112,6 +122,7 @@ def time_start_up(checkout: Checkout) -> dict[str, float]:
         "help_seconds": wall_seconds(checkout, [*command, "--help"], exit_code=0),
         "refused_parameter_seconds": wall_seconds(checkout, [*command, "step4", "--epochs", "abc"], exit_code=2),
         "cpu_seconds_until_first_epoch": cpu_seconds_until_first_epoch(checkout, training),
+        "cpu_seconds_of_packages_alone": cpu_seconds(checkout, ["-c", PACKAGES_ALONE]),
     }
 
 
@@ -124,8 +135,12 @@ def wall_seconds(checkout: Checkout, arguments: Sequence[str], exit_code: int) -
 
 def cpu_seconds_until_first_epoch(checkout: Checkout, arguments: Sequence[str]) -> float:
     """Return the CPU time of the command line's process, without its children, from its start until training begins."""
-    done = _python(checkout, ["-c", CPU_TIME, checkout.module, *arguments], exit_code=0, with_store=True)
-    return float(done.stdout.split()[-1])
+    return cpu_seconds(checkout, ["-c", CPU_TIME, checkout.module, *arguments])
+
+
+def cpu_seconds(checkout: Checkout, arguments: Sequence[str]) -> float:
+    """Return the CPU time that a Python program prints in its last line."""
+    return float(_python(checkout, arguments, exit_code=0, with_store=True).stdout.split()[-1])
 
 
 def _python(

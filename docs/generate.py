@@ -164,6 +164,7 @@ START_UP = {
     "help_seconds": "`python -m drilldown --help`",
     "refused_parameter_seconds": "a refused parameter",
     "cpu_seconds_until_first_epoch": "CPU time until the first epoch",
+    "cpu_seconds_of_packages_alone": "CPU time of PyTorch, an optimizer, MLflow and a run alone",
 }
 
 
@@ -193,6 +194,19 @@ def overhead() -> str:
     runs = ", ".join(f"{seconds:.1f}" for seconds in kept["overhead_seconds"]["repeats"])
     tables.append(f"Medians of {len(kept['overhead_seconds']['repeats'])} runs ({runs} s).\n")
     return "\n".join(tables)
+
+
+def busy() -> str:
+    """Seconds of an epoch by how idle threads wait, on a quiet machine and beside a busy process."""
+    kept = read("benchmark")["spinning"]
+    rows = [
+        {"idle threads wait": name}
+        | {f"seconds an epoch, {load}": f"{median(seconds):.2f}" for load, seconds in loads.items()}
+        | {"busy to quiet": times(busy / quiet for quiet, busy in zip(loads["quiet"], loads["busy"], strict=True))}
+        for name, loads in kept["epoch_seconds"].items()
+    ]
+    quiet = f"On the quiet machine: {times(kept['quiet_to_default_quiet']['repeats'])} libgomp's default."
+    return f"{report.table(rows)}\n{kept['images']:,} images an epoch. {quiet}\n"
 
 
 def gpu() -> str:
@@ -275,6 +289,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "epoch": epoch,
     "target": target,
     "overhead": overhead,
+    "busy": busy,
     "gpu": gpu,
     "serving": serving,
     "written": written,
