@@ -146,7 +146,9 @@ def test_a_champion_that_is_not_there(store):
 
 def test_without_a_store_none_is_made(store, tmp_path):
     (tmp_path / "mlflow.db").unlink()
-    with pytest.raises(StoreError, match="^MLFLOW_TRACKING_URI is 'sqlite:.*mlflow.db': there is no store$"):
+    with pytest.raises(
+        StoreError, match="^MLFLOW_TRACKING_URI is 'sqlite:.*mlflow.db': no store; a training makes one$"
+    ):
         drilldown.load_champion()
     assert not list(tmp_path.iterdir())
 

@@ -116,7 +116,7 @@ def load_champion(name: str = DEFAULT_MODEL) -> PyFuncModel:
     """
     store.connect_to_read()
     if not store.exists():
-        raise StoreError(f"MLFLOW_TRACKING_URI is {mlflow.get_tracking_uri()!r}: there is no store")
+        raise StoreError(f"MLFLOW_TRACKING_URI is {mlflow.get_tracking_uri()!r}: no store; a training makes one")
     try:
         return predict.load(f"models:/{name}@champion")[0]
     except (MlflowException, OSError) as error:
