@@ -13,7 +13,7 @@ from drilldown.errors import ParameterError
 if TYPE_CHECKING:
     import torch
 
-SPIN_COUNT = 1000  # turns of the waiting loop; by default libgomp makes millions of them
+SPIN_COUNT = 3000  # turns of the waiting loop; libgomp makes 300,000 by default
 
 
 def cores() -> int:

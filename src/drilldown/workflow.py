@@ -110,12 +110,15 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
             logged = _restore(state, folder, run_id, dataset.split)
         else:
             runs.log_start(fingerprint, state, recipe, goal, dataset, options, acceleration.engine)
+        verifier = stack.enter_context(Verifier())
         for row in train.fit(state, recipe, dataset, acceleration.engine):
             checkpoint.save(state, folder)  # first: if logging fails, `resume` logs this epoch from the saved state
             if row.epoch not in logged:  # after a damaged state, an epoch that was logged is trained again
                 runs.log_epoch(row, dataset.split)
             tqdm.write(report.epoch_line(row, recipe.epochs, dataset.split))
-        _finish(step, options.seed, run_id, state, dataset, goal)
+            if row.epoch == recipe.epochs - 1 and gate.can_pass(_accuracies(state), dataset.split, goal):
+                verifier.start()  # its imports take seconds
+        _finish(step, options.seed, run_id, state, dataset, goal, verifier)
     checkpoint.clear(folder)
 
 
@@ -177,26 +180,36 @@ def _restore(state: train.TrainState, folder: Path, run_id: str, split: str) -> 
     return logged
 
 
-def _finish(step: Step, seed: int, run_id: str, state: train.TrainState, dataset: data.Dataset, goal: Goal) -> None:
+def _accuracies(state: train.TrainState) -> list[float]:
+    return [row.eval_accuracy for row in state.history]
+
+
+def _finish(
+    step: Step,
+    seed: int,
+    run_id: str,
+    state: train.TrainState,
+    dataset: data.Dataset,
+    goal: Goal,
+    verifier: Verifier,
+) -> None:
     """Judge the trained model, log it, and register it if it passed."""
     history, split = state.history, dataset.split
-    accuracies = [row.eval_accuracy for row in history]
-    verdict = gate.judge(accuracies, split, state.classifier.num_parameters, goal)
+    verdict = gate.judge(_accuracies(state), split, state.classifier.num_parameters, goal)
     classifier = state.eval_model.cpu()  # the exported model runs on the CPU, so it is judged there
     evaluation = evaluate(classifier, dataset.test_images, dataset.test_labels)
-    with Verifier() as verifier:
-        if verdict.passed:
-            verifier.start()  # its imports take seconds; meanwhile this process draws and exports
-        text = report.markdown(step.docstring, seed, history, verdict, goal, split)
-        model = runs.log_end(state, evaluation, verdict, goal, dataset, text, f"{step.name}-seed{seed}")
-        click.echo(report.verdict_lines(verdict))
-        files = ("report.md", "curves.png", "mistakes.png")
-        comparison = _comparison(dataset)
-        if not verdict.passed:
-            click.echo("nothing registered")
-            _say(invocation.next_steps(files, comparison))
-            return
-        registration = registry.register(model, run_id, step.name, verdict, evaluation, dataset, verifier)
+    if verdict.passed:
+        verifier.start()  # unless it runs already; meanwhile this process draws and exports
+    text = report.markdown(step.docstring, seed, history, verdict, goal, split)
+    model = runs.log_end(state, evaluation, verdict, goal, dataset, text, f"{step.name}-seed{seed}")
+    click.echo(report.verdict_lines(verdict))
+    files = ("report.md", "curves.png", "mistakes.png")
+    comparison = _comparison(dataset)
+    if not verdict.passed:
+        click.echo("nothing registered")
+        _say(invocation.next_steps(files, comparison))
+        return
+    registration = registry.register(model, run_id, step.name, verdict, evaluation, dataset, verifier)
     role = "champion" if registration.champion else "challenger"
     _say(registration.details)
     click.echo(f"registered {registration.name} version {registration.version} as {role}: {registration.reason}")

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from drilldown.learning.recipe import Goal
-from drilldown.reporting.gate import judge
+from drilldown.reporting.gate import can_pass, judge
 from tests.support.project import ROOT
 
 STUDY = json.loads((ROOT / "results" / "study.json").read_text())["steps"]
@@ -82,3 +82,18 @@ def test_a_validation_run_never_passes():
     verdict = judge([100.0] * 5, "validation", 1, GOAL)
     assert not verdict.passed
     assert "not measured on the test set" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "split", "last", "expected"),
+    [
+        ([90, 99, 99], "test", 3, True),  # the last epoch decides
+        ([99, 99, 98], "test", 3, False),
+        ([99, float("nan")], "test", 3, False),
+        ([99], "test", 3, False),  # too few epochs
+        ([], "test", 1, True),
+        ([99, 99], "validation", 3, False),
+    ],
+)
+def test_whether_a_run_can_pass_before_its_last_epoch(accuracies, split, last, expected):
+    assert can_pass(accuracies, split, Goal(98.5, last=last)) is expected

@@ -18,6 +18,13 @@ class Verdict:
     metrics: dict[str, float]  # the numbers that were compared with the limits
 
 
+def can_pass(accuracies: Sequence[float], split: str, goal: Goal) -> bool:
+    """Tell whether a run can pass whose last epoch is still to come: the epochs judged with it reach the accuracy."""
+    before = goal.last - 1
+    judged = accuracies[len(accuracies) - before :] if len(accuracies) >= before else [-np.inf]
+    return split == "test" and all(accuracy >= goal.accuracy for accuracy in judged)
+
+
 def judge(accuracies: Sequence[float], split: str, num_parameters: int, goal: Goal) -> Verdict:
     """Compare a run's accuracies (percent, one per epoch, measured on `split`) and its model's size with the goal.
 
