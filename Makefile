@@ -79,7 +79,7 @@ check: setup
 quick: setup
 	pytest -n auto --dist load --ignore tests/faults -m "not slow and not fault" $(ARGS)
 
-## make test                      all tests (about ten minutes on two cores)
+## make test                      all tests (10 to 14 minutes on two cores)
 test: setup
 	pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
