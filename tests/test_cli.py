@@ -17,6 +17,7 @@ from drilldown.steps import ROOT
 from drilldown.tracking import runs
 from drilldown.tracking.store import SHORT_TIMEOUTS, store_lock
 from drilldown.tracking.tags import ours
+from tests.support.interruption import interrupted_after_an_epoch
 from tests.support.programs import free_port
 
 BAD = [
@@ -451,14 +452,7 @@ def test_an_engine_that_the_network_cannot_use_is_refused_for_all_seeds_at_once(
 
 @pytest.mark.slow
 def test_a_run_is_resumed_whatever_experiment_it_is_in(store, capsys, monkeypatch):
-    fit = workflow.train.fit
-
-    def interrupted_after_an_epoch(*args):
-        yield next(fit(*args))
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(workflow.train, "fit", interrupted_after_an_epoch)
+    with interrupted_after_an_epoch():
         assert refused(capsys, "step4", "--dataset", "digits", "--epochs", "2", "--engine", "torch")[0] == 130
     (begun,) = store.search_runs(["0"])
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")

@@ -13,6 +13,7 @@ from drilldown import __main__, steps, workflow
 from drilldown.errors import DrilldownError
 from drilldown.learning.recipe import Target
 from drilldown.tracking.tags import ours
+from tests.support.interruption import interrupted_after_an_epoch
 from tests.support.own_data import NAMES, mirrored, write_folder, write_npz
 from tests.support.registered import verify_in_process
 
@@ -155,18 +156,8 @@ def test_fewer_than_ten_classes(store, digits, run, monkeypatch, tmp_path):
 
 def test_a_run_is_resumed_with_its_data(store, folder, arrays, run, refused, monkeypatch, tmp_path):
     verify_in_process(monkeypatch)
-    fit = workflow.train.fit
-
-    def interrupted_after_an_epoch(*args):
-        yield next(fit(*args))
-        raise KeyboardInterrupt
-
-    def interrupted(*arguments):
-        with monkeypatch.context() as patch:
-            patch.setattr(workflow.train, "fit", interrupted_after_an_epoch)
-            refused(*arguments)
-
-    interrupted("step4", "--dataset", folder, *SHORT)
+    with interrupted_after_an_epoch():
+        refused("step4", "--dataset", folder, *SHORT)
     (begun,) = store.search_runs(["0"])
     resume = ("step4", "--resume", begun.info.run_id)
     moved = folder.rename(tmp_path / "moved")
@@ -176,7 +167,8 @@ def test_a_run_is_resumed_with_its_data(store, folder, arrays, run, refused, mon
     shutil.rmtree(folder)
     (tmp_path / "other").mkdir()
     moved = moved.rename(tmp_path / "other" / folder.name)
-    interrupted(*resume, "--dataset", moved)
+    with interrupted_after_an_epoch():
+        refused(*resume, "--dataset", moved)
     assert "resumes after epoch 2" in run(*resume)  # the run knows where its data is now
     assert store.get_run(begun.info.run_id).info.status == "FINISHED"
 

@@ -14,6 +14,7 @@ from drilldown.registry import registry
 from drilldown.registry.champion import set_champion
 from drilldown.tracking import runs
 from drilldown.tracking.tags import ours, prefixed
+from tests.support.interruption import interrupted_after_an_epoch
 from tests.test_cli import refused
 
 
@@ -119,19 +120,11 @@ def test_one_model_by_its_name(status, store, capsys):
 
 
 @pytest.fixture
-def interrupted(store, monkeypatch, tmp_path):
+def interrupted(store):
     """The id of a training that was interrupted after its first epoch."""
     process.LIVENESS_FOLDER.mkdir(exist_ok=True)  # this process keeps its own lock where it took it first
-    fit = workflow.train.fit
-
-    def one_epoch(*args):
-        yield next(fit(*args))
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(workflow.train, "fit", one_epoch)
-        with pytest.raises(SystemExit):
-            __main__.main(["step2", "--dataset", "digits", "--epochs", "3", "--engine", "torch", "--seed", "4"])
+    with interrupted_after_an_epoch(), pytest.raises(SystemExit):
+        __main__.main(["step2", "--dataset", "digits", "--epochs", "3", "--engine", "torch", "--seed", "4"])
     (run,) = store.search_runs(["0"])
     return run.info.run_id
 
