@@ -3,12 +3,11 @@
 With --folder it measures labelled pictures of your own instead.
 """
 
-import functools
 import itertools
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from benchmarks import pictures
 from benchmarks.errors import one_line_errors
 from drilldown.errors import ParameterError
 from drilldown.inference import predict
-from drilldown.inference.framing import read_image
 from drilldown.learning import data
 from drilldown.reporting.report import columns
 from drilldown.reporting.statistics import wilson_interval
@@ -47,33 +45,22 @@ def share(right: Iterable[bool]) -> dict[str, float]:
     return {"pictures": len(answers), "right": sum(answers), "low": low, "high": high}
 
 
-def answers(model: Any, read: Iterable[Callable[[], np.ndarray]]) -> np.ndarray:
-    """The digits that the model sees; -1 where a picture was refused."""
-    frames = []
-    for image in read:
-        try:
-            frames.append(image())
-        except Exception:  # as in predict: whatever is in one file, the others are predicted
-            frames.append(None)
-    seen = [frame for frame in frames if frame is not None]
-    batches = [np.stack(seen[start : start + 256]) for start in range(0, len(seen), 256)]
-    digits = iter(np.concatenate([np.asarray(model.predict(batch)).argmax(1) for batch in batches]) if seen else [])
-    return np.array([-1 if frame is None else next(digits) for frame in frames])
+def answer(model: Any, file: Path) -> int | None:
+    """The digit that the model sees in the file; None if the picture is refused."""
+    predictions, *_ = predict.predict(model, [file])
+    return predictions[0].digit if predictions else None
 
 
 def measure_made(model: Any, images: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, dict[str, dict]]:
     """Accuracy on pictures of digits drawn here, one an image; the kinds take turns, in random order."""
     generator = np.random.default_rng(seed)
     kinds = [KINDS[number % len(KINDS)] for number in generator.permutation(len(images))]
-
-    def files(folder: str) -> Iterable[Callable[[], np.ndarray]]:
-        file = Path(folder) / "picture"
-        for kind, image, label in zip(tqdm(kinds, leave=False, disable=None), images, labels, strict=True):
-            file.write_bytes(pictures.picture(kind, image, int(label), generator))
-            yield functools.partial(read_image, file)
-
+    right = np.zeros(len(labels), bool)
     with tempfile.TemporaryDirectory() as folder:
-        right = answers(model, files(folder)) == labels
+        file = Path(folder) / "picture"
+        for place, kind in enumerate(tqdm(kinds, leave=False, disable=None)):
+            file.write_bytes(pictures.picture(kind, images[place], int(labels[place]), generator))
+            right[place] = answer(model, file) == labels[place]
     found: dict[str, dict[str, dict]] = {"all": {"all": share(right)}}
     for part, choices in PARTS.items():
         of_part = np.array([getattr(kind, part) for kind in kinds])
@@ -92,12 +79,12 @@ def measure_folder(model: Any, folder: Path) -> dict[str, dict[str, dict]]:
         raise ParameterError(
             f"folder is {str(folder)!r}: it takes one with pictures named after their digit, as 7_a.png"
         )
-    labels = np.array([int(file.name[0]) for file in labelled])
-    right = answers(model, [functools.partial(read_image, file) for file in labelled]) == labels
+    right = np.array([answer(model, file) == int(file.name[0]) for file in tqdm(labelled, leave=False, disable=None)])
+    kinds = np.array([str(file.parent.relative_to(folder)) for file in labelled])
+    writers = np.array([match[1] if (match := WRITER.search(file.name)) else "" for file in labelled])
     found: dict[str, dict[str, dict]] = {}
-    for kind in dict.fromkeys(str(file.parent.relative_to(folder)) for file in labelled):
-        of_kind = np.array([str(file.parent.relative_to(folder)) == kind for file in labelled])
-        writers = np.array([match[1] if (match := WRITER.search(file.name)) else "" for file in labelled])
+    for kind in dict.fromkeys(kinds.tolist()):
+        of_kind = kinds == kind
         names = dict.fromkeys(writers[of_kind])
         found[kind] = {"all": share(right[of_kind])}
         if len(names) > 1:
