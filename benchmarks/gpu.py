@@ -87,7 +87,7 @@ def time_seeds(name: str, dataset: Dataset, seeds: int, at_a_time: int) -> dict:
     step, accuracies = load_step(name), {}
     started = time.perf_counter()
     for trained in fit_side_by_side(step.network, step.recipe, dataset, range(seeds), at_a_time):
-        accuracies[trained.seed] = [row.eval_accuracy for row in trained.state.history]
+        accuracies[trained.seed] = trained.state.accuracies
     seconds = time.perf_counter() - started
     finals = [values[-1] for values in accuracies.values()]
     passed = sum(min(values[-step.target.last :]) >= dataset.target_accuracy for values in accuracies.values())

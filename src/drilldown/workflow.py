@@ -116,7 +116,7 @@ def train_step(name: str, options: TrainOptions, resume: str) -> None:
             if row.epoch not in logged:  # after a damaged state, an epoch that was logged is trained again
                 runs.log_epoch(row, dataset.split)
             tqdm.write(report.epoch_line(row, recipe.epochs, dataset.split))
-            if row.epoch == recipe.epochs - 1 and gate.can_pass(_accuracies(state), dataset.split, goal):
+            if row.epoch == recipe.epochs - 1 and gate.can_pass(state.accuracies, dataset.split, goal):
                 verifier.start()  # its imports take seconds
         _finish(step, options.seed, run_id, state, dataset, goal, verifier)
     checkpoint.clear(folder)
@@ -180,10 +180,6 @@ def _restore(state: train.TrainState, folder: Path, run_id: str, split: str) -> 
     return logged
 
 
-def _accuracies(state: train.TrainState) -> list[float]:
-    return [row.eval_accuracy for row in state.history]
-
-
 def _finish(
     step: Step,
     seed: int,
@@ -195,7 +191,7 @@ def _finish(
 ) -> None:
     """Judge the trained model, log it, and register it if it passed."""
     history, split = state.history, dataset.split
-    verdict = gate.judge(_accuracies(state), split, state.classifier.num_parameters, goal)
+    verdict = gate.judge(state.accuracies, split, state.classifier.num_parameters, goal)
     classifier = state.eval_model.cpu()  # the exported model runs on the CPU, so it is judged there
     evaluation = evaluate(classifier, dataset.test_images, dataset.test_labels)
     if verdict.passed:
@@ -435,7 +431,7 @@ def serve(model: str, port: int) -> None:
     if get_champion(model) is None:
         raise RegistryError(explain_no_champion(model, invocation.serve_command))
     click.echo(f"serving {model} on http://127.0.0.1:{port} until Ctrl-C")
-    if model.removesuffix("-cnn") in DATASETS:  # the request holds a digit
+    if dataset_of(model) in DATASETS:  # the request holds a digit
         request = shlex.quote(f"@{os.path.relpath(IMAGES / 'two.json')}")
         header = "'Content-Type: application/json'"
         click.echo(f"ask it: curl --silent http://127.0.0.1:{port}/invocations --header {header} --data {request}")

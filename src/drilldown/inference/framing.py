@@ -116,9 +116,7 @@ def is_framed(pixels: np.ndarray) -> bool:
 
     if pixels[0].any() or pixels[-1].any() or pixels.max() < 240:
         return False
-    rows, columns = _extent(pixels > 0)
-    size = max(rows.stop - rows.start, columns.stop - columns.start)
-    return size == 20 and max(abs(center - 14) for center in center_of_mass(pixels)) <= 1
+    return _size(*_extent(pixels > 0)) == 20 and max(abs(center - 14) for center in center_of_mass(pixels)) <= 1
 
 
 def find_writing(picture: "Image.Image") -> Writing:
@@ -133,7 +131,7 @@ def find_writing(picture: "Image.Image") -> Writing:
         raise PredictError("it is of one colour: there is no digit in it")
     if page.shape != (gray.height, gray.width):
         rows, columns = _extent(found.mask)
-        size = max(rows.stop - rows.start, columns.stop - columns.start)
+        size = _size(rows, columns)
         if size < CLOSE_SIDE:
             scale = gray.width / page.shape[1] if page.shape[1] > page.shape[0] else gray.height / page.shape[0]
             left, top = (max(0, int((part.start - size / 2) * scale)) for part in (columns, rows))
@@ -364,7 +362,7 @@ def compose(writing: Writing) -> np.ndarray:
 
     mask, ink = writing.mask, writing.ink
     rows, columns = _extent(mask)
-    fringe = max(1, round(max(rows.stop - rows.start, columns.stop - columns.start) / 20))
+    fringe = max(1, round(_size(rows, columns) / 20))
     around = tuple(slice(max(0, part.start - fringe), part.stop + fringe) for part in (rows, columns))
     mask, ink = mask[around], ink[around]
     floor = max(FAINT * ink[mask].max(), NOISE_LEVELS * writing.noise, writing.threshold / 2)
@@ -426,6 +424,11 @@ def _extent(mask: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of a mask that has at least one pixel."""
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _size(rows: slice, columns: slice) -> int:
+    """The longer side of an extent, in pixels."""
+    return int(max(rows.stop - rows.start, columns.stop - columns.start))
 
 
 def _border(pixels: np.ndarray) -> np.ndarray:

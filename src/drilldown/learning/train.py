@@ -71,6 +71,11 @@ class TrainState:
     history: list[EpochMetrics] = field(default_factory=list)
 
     @property
+    def accuracies(self) -> list[float]:
+        """Of each epoch, on the images that it was evaluated on, in percent."""
+        return [row.eval_accuracy for row in self.history]
+
+    @property
     def eval_model(self) -> Classifier:
         """The classifier that is evaluated and registered: the average of the weights, if the recipe has one."""
         if self.average is None:

@@ -21,8 +21,8 @@ class Verdict:
 def can_pass(accuracies: Sequence[float], split: str, goal: Goal) -> bool:
     """Tell whether a run can pass whose last epoch is still to come: the epochs judged with it reach the accuracy."""
     before = goal.last - 1
-    judged = accuracies[len(accuracies) - before :] if len(accuracies) >= before else [-np.inf]
-    return split == "test" and all(accuracy >= goal.accuracy for accuracy in judged)
+    judged = accuracies[max(0, len(accuracies) - before) :]
+    return split == "test" and len(judged) == before and all(accuracy >= goal.accuracy for accuracy in judged)
 
 
 def judge(accuracies: Sequence[float], split: str, num_parameters: int, goal: Goal) -> Verdict:

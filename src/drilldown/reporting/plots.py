@@ -50,7 +50,7 @@ ROUND = np.array([digit * 10.0**power for digit in (1, 5, 2, 3, 4, 6, 7, 8, 9, 1
 
 @dataclass(frozen=True)
 class Caption:
-    """The two lines above a figure: what it shows, and of which run."""
+    """The two lines above a figure: what it shows, and its run."""
 
     title: str
     details: str
@@ -241,10 +241,11 @@ def _looks(steps: Iterable[str]) -> dict[str, dict[str, Any]]:
     looks: dict[str, dict[str, Any]] = {}
     for step in steps:
         is_numbered = step.startswith("step") and step[4:].isdecimal()
-        first = int(step[4:]) - 1 if is_numbered else len(COLORS) + crc32(step.encode()) % 35
+        count, reserved = len(COLORS) * len(MARKERS), len(COLORS)  # pairs; the first of them are for numbered steps
+        first = int(step[4:]) - 1 if is_numbered else reserved + crc32(step.encode()) % (count - reserved)
         pairs = [
             {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
-            for number in range(first, first + len(COLORS) * len(MARKERS))
+            for number in range(first, first + count)
         ]
         looks[step] = next((pair for pair in pairs if pair not in looks.values()), pairs[0])
     return looks

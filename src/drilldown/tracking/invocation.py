@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 from collections.abc import Sequence
@@ -52,8 +53,12 @@ def starter() -> str:
         return given
     if not process.OPENED_RUN:
         return "python"
-    tags = mlflow.get_run(process.OPENED_RUN).data.tags
-    return str(tags.get(MLFLOW_PROJECT_ENV, "local"))  # MLflow sets no tag for local
+    return _environment_manager(process.OPENED_RUN)
+
+
+@functools.cache  # a command prints several lines, and the run keeps its tag
+def _environment_manager(run_id: str) -> str:
+    return str(mlflow.get_run(run_id).data.tags.get(MLFLOW_PROJECT_ENV, "local"))  # MLflow sets no tag for local
 
 
 def command(entry_point: str, **parameters: object) -> str:

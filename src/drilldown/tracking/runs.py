@@ -277,14 +277,14 @@ def log_end(
     description = {"mlflow.note.content": report}  # the UI shows it as the run's description
     set_tags({"gate": "passed" if verdict.passed else "failed", "gate.reason": reason} | description)
     model = export.log_model(state.eval_model, dataset, model_name)
-    figures = asdict(summarize([row.eval_accuracy for row in history], goal))
+    figures = asdict(summarize(state.accuracies, goal))
     metrics = {name: figures[field] for field, name in metric_names(split).items()}
     mlflow.log_metrics(metrics, step=len(history), model_id=model.model_id, dataset=_entry(dataset, split))
     return model
 
 
 def _log_figures(history: Sequence[EpochMetrics], evaluation: Evaluation, goal: Goal, dataset: Dataset) -> None:
-    """Log the figures of a training; each says of which run it is."""
+    """Log the figures of a training; each names its run."""
     active = mlflow.active_run()
     assert active is not None
     name, run_id, split = active.info.run_name, active.info.run_id, dataset.split
