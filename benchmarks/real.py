@@ -120,6 +120,7 @@ def shown(found: dict[str, dict[str, dict]]) -> str:
 @click.option("--keep/--no-keep", default=True, show_default=True, help="write results/real.json (not with --folder)")
 def main(model: str, images: int, seed: int, folder: Path | None, keep: bool) -> None:
     """Measure the model's accuracy on pictures as people make them: drawn here, or in a folder of yours."""
+    store.quiet_mlflow()
     store.connect()
     with one_line_errors():
         loaded, lineage = predict.load(model)
