@@ -70,6 +70,7 @@ def accuracies(model, images: np.ndarray, labels: np.ndarray, kinds: Sequence[tu
 @click.option("--keep/--no-keep", default=True, show_default=True, help="write results/written.json")
 def main(model: str, images: int, keep: bool) -> None:
     """Compare the model's accuracy on MNIST's test images with its accuracy on the same images as files."""
+    store.quiet_mlflow()
     store.connect()
     with one_line_errors():
         mnist = data.load("mnist")
