@@ -164,7 +164,7 @@ START_UP = {
     "help_seconds": "`python -m drilldown --help`",
     "refused_parameter_seconds": "a refused parameter",
     "cpu_seconds_until_first_epoch": "CPU time until the first epoch",
-    "cpu_seconds_of_packages_alone": "CPU time of PyTorch, an optimizer, MLflow and a run alone",
+    "cpu_seconds_of_packages_alone": "CPU time of PyTorch, MLflow and a run alone",
 }
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LambdaLR, LRScheduler, OneCycleLR, StepLR
 from tqdm import tqdm
 
@@ -22,6 +22,7 @@ from drilldown.learning.capture import CapturedUpdate, CudaRecorder, Recorder
 from drilldown.learning.classifier import Classifier
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation, compute_answers
+from drilldown.learning.optimizer import SGD
 from drilldown.learning.recipe import Recipe
 from drilldown.learning.update import Update
 
