@@ -279,9 +279,9 @@ def test_predict_without_a_champion_says_which_there_is_and_how_to_get_the_other
 
 @pytest.fixture
 def became(monkeypatch):
-    """The programs that this process was to become, with the variables that they were given."""
+    """The programs that this process was to become."""
     programs = []
-    monkeypatch.setattr(process, "become", lambda command, **environment: programs.append((command, environment)))
+    monkeypatch.setattr(process, "become", programs.append)
     return programs
 
 
@@ -296,13 +296,12 @@ def test_serve_without_a_champion_says_which_there_is_and_how_to_get_the_other(o
 def test_serve_becomes_mlflows_server_and_says_how_to_ask_it(of_digits, capsys, became):
     __main__.main(["serve", "--model", "digits-cnn", "--port", "5009"])
     assert "curl --silent http://127.0.0.1:5009/invocations" in capsys.readouterr().out
-    (((python, *command), environment),) = became
+    ((python, *command),) = became
     assert python == sys.executable
     assert command == [
         "-m", "mlflow", "models", "serve", "--model-uri", "models:/digits-cnn@champion", "--env-manager", "local",
         "--port", "5009",
     ]  # fmt: skip
-    assert environment == {"MLFLOW_DEFAULT_PREDICTION_DEVICE": "cpu"}
 
 
 def test_no_data_is_loaded_before_there_is_a_version_to_change_to(of_digits, store, capsys, monkeypatch):

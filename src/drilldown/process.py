@@ -107,13 +107,10 @@ def _release(lock: FileLock) -> None:
     lock.release()
 
 
-def become(command: list[str], **environment: str) -> NoReturn:
-    """Run another program in place of this one, after this process's exit handlers.
-
-    The user's own variables win over `environment`.
-    """
+def become(command: list[str]) -> NoReturn:
+    """Run another program in place of this one, after this process's exit handlers."""
     atexit._run_exitfuncs()
-    os.execvpe(command[0], command, environment | os.environ)
+    os.execvp(command[0], command)
 
 
 def lock_name(file_name: str) -> str:

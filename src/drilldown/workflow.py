@@ -437,8 +437,7 @@ def serve(model: str, port: int) -> None:
         click.echo(f"ask it: curl --silent http://127.0.0.1:{port}/invocations --header {header} --data {request}")
     uri = f"models:/{model}@champion"
     serving = ["models", "serve", "--model-uri", uri, "--env-manager", "local", "--port", str(port)]
-    # The models are exported on the CPU; MLflow would load them on a CUDA device where there is one.
-    process.become([sys.executable, "-m", "mlflow", *serving], MLFLOW_DEFAULT_PREDICTION_DEVICE="cpu")
+    process.become([sys.executable, "-m", "mlflow", *serving])
 
 
 @command

@@ -10,6 +10,8 @@ def test_digest_depends_on_contents_and_paths(tmp_path):
     (model / "data" / "model.pt2").write_bytes(b"weights")
     registered = integrity.digest(model)
     (model / "registered_model_meta").write_text("MLflow's note on a download")
+    (model / "__pycache__").mkdir()
+    (model / "__pycache__" / "script.pyc").write_bytes(b"what Python adds where the model is loaded")
     assert integrity.digest(model) == registered
     (model / "data" / "model.pt2").write_bytes(b"Weights")
     assert integrity.digest(model) != registered

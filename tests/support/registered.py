@@ -36,5 +36,5 @@ def verify_in_process(monkeypatch) -> None:
 
 def predict_in_process(models: list[Path], images: np.ndarray) -> np.ndarray:
     """What a verifier's process does."""
-    loaded = [isolated_predict.load(model) for model in models]
+    loaded = [isolated_predict.load(model, BATCH_SIZE) for model in models]
     return np.stack([isolated_predict.predict(model, images, BATCH_SIZE) for model in loaded])

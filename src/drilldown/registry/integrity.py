@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from drilldown.tracking.tags import ours
 
 TAG = "model.digest"  # of a model version, without our prefix
 DOWNLOAD_NOTE = "registered_model_meta"  # MLflow adds this file to every model that it downloads by name and version
+COMPILED = "__pycache__"  # Python adds this folder where somebody loads a model with a script straight from the store
 
 
 def digest(folder: str | Path) -> str:
@@ -23,7 +25,8 @@ def digest(folder: str | Path) -> str:
         if file.is_file()
     }
     files.pop(DOWNLOAD_NOTE, None)
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    registered = {name: value for name, value in files.items() if not name.startswith(f"{COMPILED}/")}
+    return hashlib.sha256(json.dumps(registered, sort_keys=True).encode()).hexdigest()
 
 
 def fetch(version: ModelVersion, folder: str | Path) -> str:
@@ -35,6 +38,7 @@ def fetch(version: ModelVersion, folder: str | Path) -> str:
     Raises: VerificationError when a file was altered.
     """
     copy: str = mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder))
+    shutil.rmtree(Path(copy) / COMPILED, ignore_errors=True)  # it is not checked, so it is not used
     name = f"{version.name} version {version.version}"
     if (expected := ours(version.tags).get(TAG)) is None:
         warnings.warn(f"{name} has no {TAG}: whether its files were altered cannot be told", stacklevel=2)

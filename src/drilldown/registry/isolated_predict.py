@@ -27,17 +27,18 @@ def main(batch_size: int) -> None:
         request = json.loads(line)
         try:
             images = np.load(request["images"])
-            np.save(request["answers"], [predict(load(model), images, batch_size) for model in request["models"]])
+            np.save(request["answers"], [predict(load(model, batch_size), images, batch_size) for model in request["models"]])
             error = None
         except Exception as caught:  # whatever a model raises is a reason not to promote it
             error = " ".join(str(caught).split()) or type(caught).__name__
         print(json.dumps(error), file=replies, flush=True)
 
 
-def load(folder: str | Path) -> PyFuncModel:
-    """Load a model as users do. Raises RuntimeError when that fails, for whatever reason."""
-    try:
-        model: PyFuncModel = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)  # nobody reads warnings here
+def load(folder: str | Path, batch_size: int) -> PyFuncModel:
+    """Load a model as users do, to answer in batches of this size. Raises RuntimeError when that fails."""
+    config = {"device": "cpu", "batch_size": batch_size}  # models of earlier versions know `device` alone
+    try:  # nobody reads warnings here
+        model: PyFuncModel = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True, model_config=config)
     except Exception as error:
         raise RuntimeError(f"{Path(folder).name} cannot be loaded by a fresh process: {error}") from error
     return model

@@ -47,7 +47,6 @@ class Verifier:
             return
         settings = {
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-            "MLFLOW_DEFAULT_PREDICTION_DEVICE": "cpu",  # the models were exported there
             "OMP_NUM_THREADS": str(torch.get_num_threads()),  # as many as evaluate() has
             "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait would take the cores from this process
             # Keep freed memory, as hardware.keep_freed_memory does; every version of glibc takes these values.

@@ -4,11 +4,15 @@ import contextlib
 import copy
 import io
 import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import torch
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import Schema, TensorSpec
 
@@ -18,24 +22,63 @@ from drilldown.steps import ROOT
 
 REQUIREMENTS = ROOT / "requirements.txt"
 MODEL_PACKAGES = ("mlflow", "numpy", "torch")  # what a registered model needs to answer
-SIGNATURE = ModelSignature(
+SCRIPT = Path(__file__).with_name("registered_model.py")
+CONFIG = {"device": "cpu", "batch_size": 100}  # on the CPU, larger batches are slower: they do not fit into the caches
+EXPORT_SIGNATURE = ModelSignature(
     inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, 28, 28))]),
     outputs=Schema([TensorSpec(np.dtype("float32"), (-1, 10))]),
 )
+# Without inputs: MLflow's server would cut fractions off before the model could refuse them.
+SIGNATURE = ModelSignature(outputs=EXPORT_SIGNATURE.outputs)
+INPUT = "uint8 pixel values from 0 to 255, (N, 28, 28), white on black"
 
 
 def log_model(classifier: Classifier, dataset: Dataset, name: str) -> ModelInfo:
     """Export the classifier to the active run under this name: on the CPU, without pickle, for any number of images."""
     model = copy.deepcopy(classifier).cpu().eval()  # in training mode, dropout would be exported too
-    return mlflow.pytorch.log_model(
-        model,
+    own = {"dataset": dataset.name, "classes": [*dataset.classes]} if dataset.is_own else {}
+    logged: ModelInfo = Model.log(
+        artifact_path=None,
         name=re.sub(r"[^\w-]", "-", name),  # MLflow takes no dots, for one
-        serialization_format="pt2",
-        signature=SIGNATURE,
+        flavor=sys.modules[__name__],  # for its `save_model`
+        flavor_name="pytorch",
+        pytorch_model=model,
         input_example=dataset.test_images[:2].numpy(),  # of one image, MLflow would fix the number at one
-        pip_requirements=model_requirements(),
-        metadata={"dataset": dataset.name, "classes": [*dataset.classes]} if dataset.is_own else None,
+        metadata={"input": INPUT} | own,
+        validate_serving_input=False,  # all test images are predicted when the model is registered
     )
+    return logged
+
+
+def save_model(
+    path: str, mlflow_model: Model, pytorch_model: Classifier, validate_serving_input: bool = False, **given: Any
+) -> None:
+    """Save the model to a folder, in place of `mlflow.pytorch.save_model`: MLflow calls this.
+
+    `mlflow.pytorch.load_model` gives the exported network, as MLflow made it; `mlflow.pyfunc.load_model` runs our script
+    around the same network.
+    """
+    mlflow.pytorch.save_model(
+        pytorch_model,
+        path,
+        mlflow_model=mlflow_model,
+        serialization_format="pt2",
+        signature=EXPORT_SIGNATURE,  # the export needs the shape
+        pip_requirements=model_requirements(),
+        **given,
+    )
+    shutil.copy(SCRIPT, path)
+    mlflow_model.signature = SIGNATURE
+    mlflow.pyfunc.add_to_model(
+        mlflow_model,
+        loader_module="mlflow.pyfunc.loaders.code_model",
+        model_code_path=SCRIPT.name,
+        artifacts={"program": {"path": "data/model.pt2"}},
+        model_config=CONFIG,
+        conda_env="conda.yaml",
+        python_env="python_env.yaml",
+    )
+    mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
 def model_requirements() -> list[str]:
