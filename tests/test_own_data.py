@@ -104,7 +104,8 @@ def test_a_whole_lifecycle(store, folder, arrays, run, refused, monkeypatch, tmp
     expected = [NAMES[label] for label in arrays["y_test"][:8]]
     assert sum(answer == label for answer, label in zip(answers[1:], expected, strict=True)) >= 7
     model = mlflow.pyfunc.load_model(f"models:/{name}@champion")
-    assert model.metadata.metadata == {"dataset": "mirror-writing", "classes": [*NAMES]}
+    kept = model.metadata.metadata
+    assert (kept["dataset"], kept["classes"]) == ("mirror-writing", [*NAMES])
     accuracy = 100 * np.mean(model.predict(arrays["x_test"]).argmax(1) == arrays["y_test"])
     champion = store.get_model_version_by_alias(name, "champion")
     assert accuracy == pytest.approx(float(ours(champion.tags)["test_accuracy"]))

@@ -49,7 +49,7 @@ def test_over_http_and_from_a_file(champion, digits, tmp_path):
         with pytest.raises(urllib.error.HTTPError) as refused:
             ask([[[0] * 27] * 28])
         assert refused.value.code == 400
-        assert "(-1, 28, 28)" in refused.value.read().decode()
+        assert "the shape (1, 28, 27)" in refused.value.read().decode()
         refused.value.close()
 
     (tmp_path / "digits.json").write_text(json.dumps({"instances": images[:3].tolist()}))

@@ -375,6 +375,23 @@ def test_versions_and_history_of_the_first_edition(store, in_process, trained, d
     assert ours(version.tags)["promotion.promoted"] == "True"
 
 
+def test_a_model_that_predicts_other_classes_than_the_network_is_not_promoted(
+    store, in_process, tracked, digits, monkeypatch
+):
+    """The accuracy does not show it: one wrong answer becomes another wrong answer."""
+
+    def predict(verifier, models, images):
+        (row,) = predict_in_process(models, images)
+        mistake = int((row != digits.test_labels.numpy()).argmax())
+        row[mistake] = min({0, 1, 2} - {row[mistake], int(digits.test_labels[mistake])})
+        return row[None]
+
+    monkeypatch.setattr(Verifier, "predict", predict)
+    with pytest.raises(VerificationError, match="digits-cnn version 1 predicts other classes for some images"):
+        register(tracked, digits)
+    assert aliases(store) == {"challenger": "1"}
+
+
 def test_a_model_that_needs_pickle_is_not_promoted(store, digits):
     class Pickled(mlflow.pyfunc.PythonModel):
         def predict(self, model_input: list[str]) -> list[str]:

@@ -106,10 +106,14 @@ def test_a_whole_run(store, trained, digits, tracked):
         probabilities = loaded.predict(images.numpy())
         assert probabilities.shape == (count, 10)
         np.testing.assert_allclose(probabilities, evaluation.probabilities[:count], atol=1e-5)
-    for wrong in (np.zeros((28, 28), np.uint8), np.zeros((1, 27, 28), np.uint8), np.zeros((1, 28, 28), np.float32)):
-        with pytest.raises(mlflow.MlflowException, match="Failed to enforce schema"):
+    for wrong in (np.zeros((28, 28), np.uint8), np.zeros((1, 27, 28), np.uint8), np.full((1, 28, 28), 0.5)):
+        with pytest.raises(mlflow.MlflowException, match="the model takes uint8 pixel values from 0 to 255"):
             loaded.predict(wrong)
     assert loaded.metadata.signature == export.SIGNATURE
+    assert loaded.metadata.metadata == {
+        "input": export.INPUT,
+        "predictions.digest": export.predictions_digest(evaluation.predictions.numpy()),
+    }
 
 
 def test_every_figure_says_what_it_shows_and_of_which_run(store, trained, digits, monkeypatch):

@@ -13,12 +13,14 @@ from typing import Self
 import numpy as np
 import torch
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.models import Model
 
 from drilldown.errors import RegistryError, VerificationError
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import BATCH_SIZE, percent
 from drilldown.registry import integrity
 from drilldown.registry.promotion import Candidate
+from drilldown.tracking.export import predictions_digest
 from drilldown.tracking.tags import ours
 
 SCRIPT = Path(__file__).with_name("isolated_predict.py")
@@ -119,8 +121,9 @@ class Verifier:
 def verify(versions: Sequence[ModelVersion], dataset: Dataset, verifier: Verifier) -> list[Candidate]:
     """Predict the whole test set with each of the versions, in the verifier's process.
 
-    Raises: VerificationError unless each version has the files that were registered and exactly the accuracy that was
-    logged; RegistryError when one was measured on other data, or its registration was interrupted.
+    Raises: VerificationError unless each version has the files that were registered, and predicts for every image what
+    the trained network predicted; RegistryError when one was measured on other data, or its registration was
+    interrupted.
     """
     for version in versions:
         _check_tags(version, dataset)
@@ -131,15 +134,21 @@ def verify(versions: Sequence[ModelVersion], dataset: Dataset, verifier: Verifie
         for version, copy in zip(versions, copies, strict=True):
             copy.mkdir()
             integrity.fetch(version, copy)
+        expected = [(Model.load(str(copy)).metadata or {}).get("predictions.digest") for copy in copies]
         predictions = verifier.predict(copies, images)
     candidates = []
-    for version, row in zip(versions, predictions, strict=True):
+    for version, row, digest in zip(versions, predictions, expected, strict=True):
         tags = ours(version.tags)
         found, logged = percent((row == labels).sum(), len(labels)), float(tags["test_accuracy"])
         if found != logged:
             raise VerificationError(
                 f"{version.name} version {version.version} has {found:.2f} % when reloaded, and had {logged:.2f} % "
                 "when logged"
+            )
+        if digest not in (None, predictions_digest(row)):  # models of earlier versions have none
+            raise VerificationError(
+                f"{version.name} version {version.version} predicts other classes for some images when reloaded than "
+                "the trained network did"
             )
         candidates.append(Candidate(str(version.version), int(tags["parameters"]), row))
     return candidates

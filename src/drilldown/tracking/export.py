@@ -2,10 +2,12 @@
 
 import contextlib
 import copy
+import hashlib
 import io
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,13 @@ SIGNATURE = ModelSignature(outputs=EXPORT_SIGNATURE.outputs)
 INPUT = "uint8 pixel values from 0 to 255, (N, 28, 28), white on black"
 
 
-def log_model(classifier: Classifier, dataset: Dataset, name: str) -> ModelInfo:
-    """Export the classifier to the active run under this name: on the CPU, without pickle, for any number of images."""
+def log_model(
+    classifier: Classifier, dataset: Dataset, name: str, metadata: Mapping[str, object] | None = None
+) -> ModelInfo:
+    """Export the classifier to the active run under this name: on the CPU, without pickle, for any number of images.
+
+    `metadata` is kept in the model, besides what the model takes and the names of its classes.
+    """
     model = copy.deepcopy(classifier).cpu().eval()  # in training mode, dropout would be exported too
     own = {"dataset": dataset.name, "classes": [*dataset.classes]} if dataset.is_own else {}
     logged: ModelInfo = Model.log(
@@ -44,8 +51,8 @@ def log_model(classifier: Classifier, dataset: Dataset, name: str) -> ModelInfo:
         flavor_name="pytorch",
         pytorch_model=model,
         input_example=dataset.test_images[:2].numpy(),  # of one image, MLflow would fix the number at one
-        metadata={"input": INPUT} | own,
-        validate_serving_input=False,  # all test images are predicted when the model is registered
+        metadata={"input": INPUT} | own | dict(metadata or {}),
+        validate_serving_input=False,  # registry.verify compares its answers for all test images
     )
     return logged
 
@@ -79,6 +86,11 @@ def save_model(
         python_env="python_env.yaml",
     )
     mlflow_model.save(str(Path(path) / "MLmodel"))
+
+
+def predictions_digest(predictions: np.ndarray) -> str:
+    """SHA-256 of the classes (N,) that a model predicts for the test images."""
+    return hashlib.sha256(predictions.astype(np.uint8).tobytes()).hexdigest()
 
 
 def model_requirements() -> list[str]:

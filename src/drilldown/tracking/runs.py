@@ -276,7 +276,8 @@ def log_end(
     reason = "; ".join(verdict.reasons)
     description = {"mlflow.note.content": report}  # the UI shows it as the run's description
     set_tags({"gate": "passed" if verdict.passed else "failed", "gate.reason": reason} | description)
-    model = export.log_model(state.eval_model, dataset, model_name)
+    answers = {"predictions.digest": export.predictions_digest(evaluation.predictions.numpy())}
+    model = export.log_model(state.eval_model, dataset, model_name, answers)
     figures = asdict(summarize(state.accuracies, goal))
     metrics = {name: figures[field] for field, name in metric_names(split).items()}
     mlflow.log_metrics(metrics, step=len(history), model_id=model.model_id, dataset=_entry(dataset, split))
