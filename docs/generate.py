@@ -242,7 +242,7 @@ def serving() -> str:
     rows = [
         {"way": way}
         | {
-            f"images/s in batches of {size}": f"{int(size) * calls['calls_a_second']['median']:,.0f}"
+            f"images/s in calls of {size}": f"{int(size) * calls['calls_a_second']['median']:,.0f}"
             for size, calls in batches.items()
         }
         for way, batches in read("benchmark")["serving"].items()

@@ -67,6 +67,7 @@ numpy.save("answers.npy", model.predict(numpy.load("images.npy")))
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr.lower()
     answers = np.load(tmp_path / "answers.npy")
     assert answers.shape == (360, 10)
     accuracy = 100 * (answers.argmax(1) == digits.test_labels.numpy()).mean()

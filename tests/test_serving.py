@@ -10,8 +10,10 @@ import urllib.request
 import mlflow
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from drilldown.registry import registry
+from drilldown.tracking import export
 from tests.support.programs import server
 from tests.support.tracked import track
 
@@ -25,6 +27,56 @@ def champion(store, trained, digits):
     run_id, verdict, model, evaluation = track(trained, digits)
     assert registry.register(model, run_id, "small", verdict, evaluation, digits).champion
     return mlflow.pyfunc.load_model(MODEL)
+
+
+def test_a_dockerfile_holds_the_model_and_what_it_needs(champion, tmp_path):
+    arguments = ["--model-uri", MODEL, "--output-directory", str(tmp_path / "image")]
+    done = CliRunner().invoke(mlflow.models.cli.generate_dockerfile, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "COPY model_dir /opt/ml/model" in (tmp_path / "image" / "Dockerfile").read_text()
+    inside = tmp_path / "image" / "model_dir"
+    assert (inside / "requirements.txt").read_text().splitlines() == export.model_requirements()
+    assert mlflow.pyfunc.load_model(str(inside)).predict(np.zeros((1, 28, 28), np.uint8)).shape == (1, 10)
+
+
+# Only what the model's requirements bring along can be imported, as in an environment that is made for it.
+IN_ITS_ENVIRONMENT = """
+import sys
+from importlib.metadata import packages_distributions, requires
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+installed, new = set(), {Requirement(line).name for line in (folder / "requirements.txt").read_text().splitlines()}
+while new:
+    installed |= {canonicalize_name(name) for name in new}
+    needed = [Requirement(line) for name in new for line in requires(name) or ()]
+    new = {need.name for need in needed if need.marker is None or need.marker.evaluate({"extra": ""})}
+    new = {name for name in new if canonicalize_name(name) not in installed}
+of_module = {
+    module: {canonicalize_name(name) for name in names} for module, names in packages_distributions().items()
+}
+
+class OnlyTheEnvironment:
+    @staticmethod
+    def find_spec(name, *_):
+        if of_module.get(name.partition(".")[0], installed).isdisjoint(installed):
+            raise ModuleNotFoundError(f"{name} is not in the model's environment", name=name)
+
+sys.meta_path.insert(0, OnlyTheEnvironment)
+import mlflow.pyfunc
+import numpy
+print(mlflow.pyfunc.load_model(str(folder)).predict(numpy.zeros((1, 28, 28), numpy.uint8)).shape)
+import torchvision
+"""
+
+
+def test_the_requirements_of_a_model_are_enough(champion, tmp_path):
+    folder = mlflow.artifacts.download_artifacts(MODEL, dst_path=str(tmp_path))
+    done = subprocess.run([sys.executable, "-I", "-c", IN_ITS_ENVIRONMENT, folder], capture_output=True, text=True)
+    assert done.stdout == "(1, 10)\n", done.stderr
+    assert "torchvision is not in the model's environment" in done.stderr
 
 
 def test_over_http_and_from_a_file(champion, digits, tmp_path):

@@ -48,7 +48,10 @@ BAD = {
         f"the highest pixel is 1, as on a scale from 0 to 1{TAKES}",
     ),
     "fractions": (instances(SCALED * 255), TAKES),
-    "an image with a name": (json.dumps({"inputs": {"image": [IMAGE.tolist()]}}), f"the images have the shape (){TAKES}"),
+    "an image with a name": (
+        json.dumps({"inputs": {"image": [IMAGE.tolist()]}}),
+        f"the images have the shape (){TAKES}",
+    ),
     "a table": ('{"dataframe_records": [{"pixel": 1}]}', f"the images have the shape (1, 1){TAKES}"),
     "no field": ("{}", "exactly one of the input fields"),
     "a missing field": (json.dumps({"images": [IMAGE.tolist()]}), "exactly one of the input fields"),

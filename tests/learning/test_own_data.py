@@ -217,6 +217,7 @@ IMAGES = SMALL["x_train"].tobytes()
         (header(0, 28, 28), "has 0 images"),
         (header(2**32 - 1, 28, 28) + IMAGES, "has 4,294,967,295 images: it takes from 2"),
         (header(6, 28, 28) + bytes(len(IMAGES)), "has train images that are all of one color: every pixel is 0"),
+        (header(6, 28, 28) + bytes([0, 1]) * (len(IMAGES) // 2), "has train images with pixels from 0 to 1"),
     ],
 )
 def test_images_that_are_not_what_they_say(content, why, folder):

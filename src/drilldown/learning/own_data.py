@@ -72,6 +72,8 @@ def read(path: Path) -> OwnData:
             if labels.min() < 0 or labels.max() >= MAX_CLASSES:
                 found = f"from {labels.min()} to {labels.max()}"
                 raise DataError(f"has {part} labels {found}: they must be from 0 to {MAX_CLASSES - 1}")
+            if images.max() == 1:
+                raise DataError(f"has {part} images with pixels from 0 to 1: they must be from 0 to 255")
         if train_images.min() == train_images.max():
             raise DataError(f"has train images that are all of one color: every pixel is {train_images.min()}")
         highest = int(max(train_labels.max(), test_labels.max()))

@@ -10,7 +10,7 @@ def of_model(name: str, dataset: str) -> str:
     return f"""\
 Classifies images of the dataset `{dataset}`. drilldown registers a version for each training that passes its gate.
 
-- Input: images as uint8 (N, 28, 28), white on black, pixels from 0 to 255
+- Input: images as uint8 (N, 28, 28), white on black, pixels from 0 to 255; other scales are refused
 - Output: probabilities as float32 (N, 10)
 - Load it: `mlflow.pyfunc.load_model("models:/{name}@champion")`
 - `champion`: the version to use. Its files and its accuracy were checked in a fresh process.

@@ -27,7 +27,8 @@ def main(batch_size: int) -> None:
         request = json.loads(line)
         try:
             images = np.load(request["images"])
-            np.save(request["answers"], [predict(load(model, batch_size), images, batch_size) for model in request["models"]])
+            answers = [predict(load(model, batch_size), images, batch_size) for model in request["models"]]
+            np.save(request["answers"], answers)
             error = None
         except Exception as caught:  # whatever a model raises is a reason not to promote it
             error = " ".join(str(caught).split()) or type(caught).__name__

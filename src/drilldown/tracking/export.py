@@ -62,8 +62,7 @@ def save_model(
 ) -> None:
     """Save the model to a folder, in place of `mlflow.pytorch.save_model`: MLflow calls this.
 
-    `mlflow.pytorch.load_model` gives the exported network, as MLflow made it; `mlflow.pyfunc.load_model` runs our script
-    around the same network.
+    `mlflow.pytorch.load_model` gives the exported network alone, `mlflow.pyfunc.load_model` our script around it.
     """
     mlflow.pytorch.save_model(
         pytorch_model,

@@ -59,7 +59,7 @@ class RegisteredModel(PythonModel):
             program = move_to_device_pass(program, self.device)
         self.network = program.module()
 
-    def predict(self, model_input: np.ndarray) -> np.ndarray:
+    def predict(self, model_input: np.ndarray) -> np.ndarray:  # type: ignore[override]  # MLflow takes it without context
         """Map images (N, 28, 28) to probabilities float32 (N, 10). Raises PixelError."""
         images = torch.from_numpy(check_pixels(model_input))
         with torch.inference_mode():
