@@ -8,19 +8,23 @@ from functools import partial
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from drilldown.errors import ParameterError, RegistryError, VerificationError
+from drilldown.inference import predict
 from drilldown.registry import registry
 from drilldown.registry.champion import champion_history, explain_no_champion, get_champion, set_champion
 from drilldown.registry.verify import Verifier, verify
+from drilldown.tracking import export
 from drilldown.tracking.tags import PACKED, PREFIX, ours
 from tests.support.concurrency import at_once, watch_turns
 from tests.support.networks import SMALL_RECIPE, train_small
 from tests.support.programs import free_port
-from tests.support.registered import aliases, predict_in_process, register, verify_in_process
+from tests.support.registered import aliases, log_as_before, predict_in_process, register, verify_in_process
 from tests.support.tracked import track
 
 pytestmark = pytest.mark.slow
@@ -373,6 +377,24 @@ def test_versions_and_history_of_the_first_edition(store, in_process, trained, d
     assert [version for _, _, version in changes()] == ["1", "2", "1", "2", "3"]
     version = store.get_model_version("digits-cnn", "2")
     assert ours(version.tags)["promotion.promoted"] == "True"
+
+
+def test_models_of_earlier_versions_are_compared_promoted_and_predict(store, in_process, trained, digits, monkeypatch):
+    """Where there is a CUDA device, too; there, they load only with the device that they were exported on."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with monkeypatch.context() as before:
+        before.setattr(export, "log_model", log_as_before)
+        assert register(track(trained, digits), digits, parameters=1000).champion
+    with pytest.raises(MlflowException, match="can't be loaded on 'cuda' device"):
+        mlflow.pyfunc.load_model("models:/digits-cnn/1")
+    done = register(track(trained, digits), digits, parameters=900)
+    assert (done.champion, "fewer" in done.reason or "smaller" in done.reason) == (True, True), done.reason
+    assert registry.roll_back("digits-cnn", digits, why="a test").champion
+    assert aliases(store)["champion"] == "1"
+    assert registry.promote("digits-cnn", "2", digits, why="a test").champion
+    images = digits.test_images.numpy()
+    old, new = (predict.load(f"models:/digits-cnn/{version}")[0].predict(images) for version in (1, 2))
+    np.testing.assert_allclose(old, new, atol=1e-6)
 
 
 def test_a_model_that_predicts_other_classes_than_the_network_is_not_promoted(

@@ -1,17 +1,21 @@
 """Models of the small network in a test's own registry."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
+import mlflow
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.models.model import ModelInfo
 
+from drilldown.learning.classifier import Classifier
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import BATCH_SIZE, Evaluation
 from drilldown.registry import isolated_predict, registry
 from drilldown.registry.verify import Verifier
 from drilldown.reporting.gate import Verdict
+from drilldown.tracking import export
 
 
 def register(
@@ -21,6 +25,18 @@ def register(
     run_id, verdict, model, evaluation = tracked
     verdict = replace(verdict, passed=True, metrics={**verdict.metrics, "parameters": parameters})
     return registry.register(model, run_id, "small", verdict, evaluation, dataset)
+
+
+def log_as_before(classifier: Classifier, dataset: Dataset, name: str, *_: object) -> ModelInfo:
+    """Log a model as `export.log_model` did before models had a script; of its arguments, it takes the first three."""
+    return mlflow.pytorch.log_model(
+        copy.deepcopy(classifier).cpu().eval(),
+        name=name,
+        serialization_format="pt2",
+        signature=export.EXPORT_SIGNATURE,
+        input_example=dataset.test_images[:2].numpy(),
+        pip_requirements=export.model_requirements(),
+    )
 
 
 def aliases(store: MlflowClient) -> dict[str, str]:

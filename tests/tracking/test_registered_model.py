@@ -11,6 +11,7 @@ from mlflow.models import Model
 
 from drilldown.tracking import export
 from drilldown.tracking.registered_model import PixelError, check_pixels
+from tests.support.registered import log_as_before
 
 EXPECTED = "the model takes uint8 pixel values from 0 to 255 in the shape (N, 28, 28), white on black"
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -50,16 +51,13 @@ def test_it_answers_on_the_cpu_where_there_is_a_cuda_device(saved, with_cuda, di
     assert [str(warning.message) for warning in recwarn] == []
 
 
-def test_a_model_of_earlier_versions_loads_there_only_with_a_device(tmp_path, with_cuda, trained, digits, answers):
-    images, folder = digits.test_images.numpy(), str(tmp_path / "model")
-    mlflow.pytorch.save_model(
-        copy.deepcopy(trained.eval_model).cpu().eval(), folder, serialization_format="pt2", pip_requirements=[],
-        signature=export.EXPORT_SIGNATURE, input_example=images[:2],
-    )  # fmt: skip
+def test_a_model_of_earlier_versions_loads_there_only_with_a_device(store, with_cuda, trained, digits, answers):
+    with mlflow.start_run():
+        uri = log_as_before(trained.eval_model, digits, "model").model_uri
     with pytest.raises(mlflow.MlflowException, match="can't be loaded on 'cuda' device"):
-        mlflow.pyfunc.load_model(folder)
-    model = mlflow.pyfunc.load_model(folder, model_config={"device": "cpu"})  # as predict and verify load it
-    np.testing.assert_allclose(model.predict(images), answers, atol=1e-6)
+        mlflow.pyfunc.load_model(uri)
+    model = mlflow.pyfunc.load_model(uri, model_config={"device": "cpu"})  # as predict and verify load it
+    np.testing.assert_allclose(model.predict(digits.test_images.numpy()), answers, atol=1e-6)
 
 
 @ON_CUDA

@@ -79,7 +79,7 @@ def load(model_uri: str) -> tuple[PyFuncModel, dict[str, str]]:
         version = _registered_version(model_uri)
         with tempfile.TemporaryDirectory() as folder:
             source = integrity.fetch(version, folder) if version else model_uri
-            model = mlflow.pyfunc.load_model(source, model_config={"device": "cpu"})  # it was exported there
+            model = mlflow.pyfunc.load_model(source, model_config={"device": "cpu"})  # as all are exported
     except VerificationError as error:
         raise PredictError(
             f"model is {model_uri!r}: {error}; restore its files, or go back to an earlier champion (rollback)"
