@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drilldown import __main__, steps, workflow
+from drilldown import __main__, steps, training, workflow
 from drilldown.errors import DrilldownError
 from drilldown.learning.recipe import Target
 from drilldown.tracking.tags import ours
@@ -125,7 +125,7 @@ def test_a_whole_lifecycle(store, folder, arrays, run, refused, monkeypatch, tmp
 
 @pytest.mark.parametrize("command", ["step4", "repeat", "all"])
 def test_a_target_is_required(command, store, folder, refused, monkeypatch):
-    monkeypatch.setattr(workflow.train, "fit", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(training.train, "fit", lambda *_: pytest.fail("it trains"))
     line = refused(command, "--dataset", folder)
     assert line == (
         "target is not given: for mirror-writing, data of your own, it takes the accuracy to reach in percent, as in "
