@@ -105,6 +105,11 @@ class Worker:
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace")
 
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
     def is_alive(self) -> bool:
         """Whether the process can be asked again."""
         return self._process.poll() is None
