@@ -87,7 +87,7 @@ def test_a_bad_value(name, value, message, capsys, store):
         (["record", "--step", "step9"], "'step9' is not one of"),
         (["repeat", "--step", "step9"], "'step9' is not one of"),
         (["repeat", "--seeds", "0"], "seeds is 0: it takes a whole number at least 1"),
-        (["repeat", "--jobs", "two"], "jobs is 'two': it takes a whole number at least 1"),
+        (["repeat", "--jobs", "two"], "jobs is 'two': it takes auto, or a whole number at least 1"),
         (["repeat", "--reuse", "maybe"], "'maybe' is not a valid boolean"),
         (
             ["all", "--validation", "100"],

@@ -85,7 +85,10 @@ class Jobs(Number):
     """A number of processes; "auto" becomes None."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float | None:
-        return None if value == "auto" else super().convert(value, param, ctx)
+        try:
+            return None if value == "auto" else super().convert(value, param, ctx)
+        except ParameterError as error:
+            raise ParameterError(str(error).replace("it takes ", "it takes auto, or ", 1)) from None
 
 
 class DatasetType(click.types.StringParamType):
