@@ -10,7 +10,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from drilldown import __main__, cli, process, workflow
+from drilldown import __main__, cli, process, training, workflow
 from drilldown.errors import StoreError
 from drilldown.learning import data
 from drilldown.steps import ROOT
@@ -87,7 +87,7 @@ def test_a_bad_value(name, value, message, capsys, store):
         (["record", "--step", "step9"], "'step9' is not one of"),
         (["repeat", "--step", "step9"], "'step9' is not one of"),
         (["repeat", "--seeds", "0"], "seeds is 0: it takes a whole number at least 1"),
-        (["repeat", "--jobs", "two"], "jobs is 'two': it takes a whole number at least 1"),
+        (["repeat", "--jobs", "two"], "jobs is 'two': it takes auto, or a whole number at least 1"),
         (["repeat", "--reuse", "maybe"], "'maybe' is not a valid boolean"),
         (
             ["all", "--validation", "100"],
@@ -146,7 +146,7 @@ def test_a_damaged_file_fails_the_run(store, capsys, tmp_path):
 
 
 def test_too_little_memory(store, capsys, monkeypatch):
-    monkeypatch.setattr(workflow.train, "init_state", lambda *_: torch.empty(2**50))
+    monkeypatch.setattr(training.train, "init_state", lambda *_: torch.empty(2**50))
     code, line = refused(capsys, "step2", "--dataset", "digits")
     assert code == 1
     assert line.startswith("out of memory: ")
@@ -202,11 +202,11 @@ def test_a_run_that_cannot_be_resumed(store, capsys):
 @NOT_RESUMED
 def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(workflow.train, "fit", interrupted)
+        patch.setattr(training.train, "fit", interrupted)
         refused(capsys, "step2", "--dataset", "digits")
     (begun,) = store.search_runs(["0"])
     code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
-    assert (code, line) == (1, f"there is no saved state in {workflow.CHECKPOINTS / begun.info.run_id}")
+    assert (code, line) == (1, f"there is no saved state in {training.CHECKPOINTS / begun.info.run_id}")
     code, line = refused(capsys, "step2", "--lr", "0.3", "--resume", begun.info.run_id)
     assert (code, line) == (2, "lr is 0.3: the run that is resumed has 0.01")
     code_digest = ours(begun.data.tags)["code.digest"]
@@ -215,8 +215,8 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
     assert code == 2
     assert "that run's code.digest is another, now it is" in line
     store.set_tag(begun.info.run_id, "drilldown.code.digest", code_digest)
-    folder = workflow.CHECKPOINTS / begun.info.run_id
-    with workflow.checkpoint.lock(folder):
+    folder = training.CHECKPOINTS / begun.info.run_id
+    with training.checkpoint.lock(folder):
         (folder / "epoch-0001.pt").write_bytes(b"")
         code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
     assert (code, line) == (2, f"resume is {begun.info.run_id!r}: that run is being trained by another process")
@@ -380,7 +380,7 @@ def test_a_step_whose_network_cannot_be_built_is_a_run_with_a_name_and_its_error
         raise ZeroDivisionError("3 channels / 0")
 
     step = replace(workflow.load_step("step2"), network=broken)
-    monkeypatch.setattr(workflow, "load_step", lambda _: step)
+    monkeypatch.setattr(training, "load_step", lambda _: step)
     with pytest.raises(ZeroDivisionError):  # its author needs the traceback
         __main__.main(["step2", "--dataset", "digits"])
     name, tags = name_and_tags(store, opened)
@@ -388,14 +388,14 @@ def test_a_step_whose_network_cannot_be_built_is_a_run_with_a_name_and_its_error
 
 
 def test_a_run_that_fails_later_keeps_its_name(opened, store, capsys, monkeypatch):
-    monkeypatch.setattr(workflow.train, "fit", interrupted)
+    monkeypatch.setattr(training.train, "fit", interrupted)
     refused(capsys, "step2", "--dataset", "digits", "--seed", "5")
     name, tags = name_and_tags(store, opened)
     assert (name, tags["kind"], tags["error"]) == ("step2 seed 5", "train", "KeyboardInterrupt")
 
 
 def test_an_interrupted_run_is_killed(store, capsys, monkeypatch):
-    monkeypatch.setattr(workflow.train, "fit", interrupted)
+    monkeypatch.setattr(training.train, "fit", interrupted)
     code, line = refused(capsys, "step2", "--dataset", "digits")
     assert (code, line) == (130, "interrupted")
     assert run_status(store) == [("step2 seed 0", "KILLED")]
@@ -426,7 +426,7 @@ print(*sorted({{"torch", "mlflow", "numpy", "numba", "pandas", "matplotlib"}} & 
 
 
 def test_the_engine_that_auto_falls_back_to_is_said_with_the_reason(store, capsys, monkeypatch):
-    monkeypatch.setattr(workflow.train, "fit", interrupted)
+    monkeypatch.setattr(training.train, "fit", interrupted)
     with pytest.raises(SystemExit):
         __main__.main(["step1", "--dataset", "digits"])
     said = capsys.readouterr().out.splitlines()[-1]

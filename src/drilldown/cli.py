@@ -14,10 +14,12 @@ import click
 
 from drilldown.choices import DEFAULT_MODEL
 from drilldown.errors import DrilldownError
+from drilldown.learning.recipe import BOUNDS
 from drilldown.messages import one_line, printable
 from drilldown.options import (
     DatasetName,
     DatasetType,
+    Jobs,
     Number,
     TrainOptions,
     combine,
@@ -73,15 +75,45 @@ def train_all(reuse: bool, experiment: str, **options: Any) -> None:
 @cli.command("repeat", help="Train a step with many seeds.")
 @option("step", default="step4", type=click.Choice(STEP_NAMES), help="what to train")
 @option("seeds", default="10", type=Number(whole=True, optional=False, low=1), help="how many seeds, from 0 on")
-@option("jobs", default="1", type=Number(whole=True, optional=False, low=1), help="how many trainings at a time")
+@option(
+    "jobs",
+    default="auto",
+    type=Jobs(whole=True, low=1),
+    help="how many processes train; auto: as many as the cores, or the memory of the GPU, carry",
+)
+@option(
+    "register",
+    type=Number(**BOUNDS["seed"]),
+    help="seed whose model is registered if every seed passes the gate  [default: none]",
+)
 @reuse_option
 @experiment_option
 @validation_option
 @training_options
-def repeat(step: str, seeds: int, jobs: int, reuse: bool, experiment: str, **options: Any) -> None:
+def repeat(
+    step: str, seeds: int, jobs: int | None, reuse: bool, experiment: str, register: int | None, **options: Any
+) -> None:
     from drilldown import workflow
 
-    workflow.repeat_step(step, seeds, jobs, TrainOptions(**options), reuse, experiment)
+    workflow.repeat_step(step, seeds, jobs, TrainOptions(**options), reuse, experiment, register)
+
+
+@cli.command("register", help="Register the model of a finished run that passed the gate.")
+@option("run", required=True, help="id of the run")
+@option("dataset", type=DatasetType(), help="path of the run's data, if it has moved")
+@option("data_dir", help="folder that holds MNIST  [default: the user's cache folder]")
+def register(run: str, dataset: str, data_dir: str) -> None:
+    from drilldown import workflow
+
+    workflow.register(run, dataset, data_dir)
+
+
+@cli.command("work", help="Train what standard input asks for; `repeat` and `all` start it.", hidden=True)
+@option("dataset", help="file with the dataset")
+def work(dataset: str) -> None:
+    from drilldown import workflow
+
+    workflow.work(dataset)
 
 
 @cli.command("compare", help="Show the finished runs of the steps side by side.")

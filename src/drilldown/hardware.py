@@ -13,12 +13,25 @@ from drilldown.errors import ParameterError
 if TYPE_CHECKING:
     import torch
 
+CUDA_MEMORY = 8 * 2**30  # bytes for a process that trains several seeds at the same time: more than it needs
 SPIN_COUNT = 3000  # turns of the waiting loop; libgomp makes 300,000 by default
 
 
 def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPU cores that this process may use: by its affinity, and by the quota of its cgroup."""
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
+def max_jobs(device: "torch.device") -> int:
+    """Return how many processes can train at a time: one for each core and, on CUDA, as far as its memory suffices."""
+    if device.type != "cuda":
+        return cores()
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(cores(), free // CUDA_MEMORY))
 
 
 def keep_freed_memory() -> None:

@@ -6,8 +6,8 @@ import contextlib
 import os
 import reprlib
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -41,11 +41,13 @@ class TrainOptions:
     engine: str = "auto"
     threads: int | None = None
     target: float | None = None
+    recipe_fields: Mapping[str, Any] = field(default_factory=dict)  # other fields of the recipe that are changed
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The step's recipe with the user's values in it."""
         given = {name: getattr(self, name) for name in ("epochs", "batch_size", "lr")}
-        return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+        changed = {name: value for name, value in given.items() if value is not None}
+        return replace(recipe, **{**self.recipe_fields, **changed})
 
     def goal(self, target: Target, dataset: Dataset) -> Goal:
         """What a model must reach on this dataset: the user's accuracy, or else the step's, or else the dataset's.
@@ -60,11 +62,6 @@ class TrainOptions:
                 "percent, as in target=90"
             )
         return target.resolve(accuracy)
-
-    def arguments(self) -> list[str]:
-        """The same options as arguments of the command line."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return [part for name, value in values.items() for part in (f"--{name}", "" if value is None else str(value))]
 
 
 class Number(click.ParamType):
@@ -82,6 +79,16 @@ class Number(click.ParamType):
             value = int(value) if self.whole else float(value)
         check(str(param and param.name), value, whole=self.whole, **self.bounds)
         return value
+
+
+class Jobs(Number):
+    """A number of processes; "auto" becomes None."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float | None:
+        try:
+            return None if value == "auto" else super().convert(value, param, ctx)
+        except ParameterError as error:
+            raise ParameterError(str(error).replace("it takes ", "it takes auto, or ", 1)) from None
 
 
 class DatasetType(click.types.StringParamType):

@@ -40,13 +40,18 @@ class Stopped(SystemExit):
 
 
 def guard() -> None:
-    """Raise Stopped in the main thread upon a signal, or when the `mlflow run` that started this process ends."""
+    """Raise Stopped in the main thread upon a signal, and when the `mlflow run` that started this process ends."""
     liveness_lock()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _stop)
     if "MLFLOW_RUN_ID" in os.environ:  # only then: a shell may end before the processes that it started
-        threading.Thread(target=_follow_parent, daemon=True).start()
+        follow_parent()
+
+
+def follow_parent() -> None:
+    """Raise Stopped in the main thread when the process that started this one ends."""
+    threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 def _stop(number: int, frame: object) -> None:

@@ -9,43 +9,30 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from math import ceil
 from pathlib import Path
 from typing import ParamSpec
 
 import click
-import torch
-from mlflow.exceptions import MlflowException
 from tqdm import tqdm
 
-from drilldown import hardware, process
-from drilldown.choices import DATASETS, DEFAULT_MODEL
+from drilldown import hardware, process, training
+from drilldown.choices import DATASETS
 from drilldown.engine import accelerate
-from drilldown.errors import (
-    CheckpointError,
-    CompareError,
-    DrilldownError,
-    ParameterError,
-    PredictError,
-    RegistryError,
-    StoreError,
-)
-from drilldown.experiments import compare, nested, records, repeat, status
+from drilldown.errors import CompareError, ParameterError, PredictError, RegistryError
+from drilldown.experiments import compare, nested, records, repeat, status, worker
 from drilldown.experiments.progress import Progress
 from drilldown.inference import predict
-from drilldown.learning import checkpoint, data, train
-from drilldown.learning.evaluate import evaluate
+from drilldown.learning import data, side_by_side
 from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
-from drilldown.registry import registry
+from drilldown.registry import finished, registry
 from drilldown.registry.champion import champion_history, dataset_of, explain_no_champion, get_champion
-from drilldown.registry.verify import Verifier
-from drilldown.reporting import gate, plots, report
+from drilldown.reporting import plots
 from drilldown.reporting.statistics import format_probability
-from drilldown.steps import ROOT, STEP_NAMES, Step, load_step
-from drilldown.tracking import invocation, provenance, runs, search, store
+from drilldown.steps import STEP_NAMES, load_step
+from drilldown.tracking import invocation, runs, search, store, tags
 
-CHECKPOINTS = Path("checkpoints")
-IMAGES = ROOT / "docs" / "digits"  # to try a model on
 MAX_SHEET = 80  # images on the contact sheet of a prediction
 P = ParamSpec("P")
 
@@ -56,15 +43,9 @@ def command(function: Callable[P, None], connect: Callable[[], None] = store.con
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         store.quiet_mlflow()
-        try:
+        with training.explained_errors():
             connect()
             function(*args, **kwargs)
-        except MlflowException as error:
-            raise StoreError(store.explain(error)) from error
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
-                raise
-            raise DrilldownError(f"out of memory: {error}; in training, a smaller batch_size needs less") from error
 
     return run
 
@@ -72,86 +53,7 @@ def command(function: Callable[P, None], connect: Callable[[], None] = store.con
 @command
 def train_step(name: str, options: TrainOptions, resume: str) -> None:
     """Train one step, or resume an unfinished run of it: track it, judge it, register its model if it passes."""
-    step = load_step(name)
-    if resume:
-        options = runs.resume_options(resume, name, options)
-    recipe = options.recipe(step.recipe)
-    device = train.prepare(options.seed, options.device, options.threads)
-    network = step.network()
-    acceleration = accelerate(network, engine=options.engine, device=device)
-    tags = {"kind": "train", "step": name}
-    with contextlib.ExitStack() as stack:
-        if resume:  # all that could forbid it is checked before the run is changed
-            dataset = _load_dataset(options)
-            tags["dataset.location"] = dataset.location  # it may have moved since
-            fingerprint = _fingerprint(step, options, dataset, device, acceleration.engine)
-            runs.check_fingerprint(resume, fingerprint)
-            stack.enter_context(checkpoint.lock(CHECKPOINTS / resume, fresh=False))
-        run_id = stack.enter_context(runs.run(f"{name} seed {options.seed}", tags, resume or None))
-        folder = CHECKPOINTS / run_id
-        if not resume:
-            stack.enter_context(checkpoint.lock(folder))
-            dataset = _load_dataset(options)
-            runs.check_dataset(run_id, dataset)
-            fingerprint = _fingerprint(step, options, dataset, device, acceleration.engine)
-        stack.enter_context(_resume_hint(name, run_id, folder, options))
-        state = train.init_state(network, recipe, dataset, options.seed, device)
-        goal = options.goal(step.target, dataset)
-        click.echo(
-            f"{name}, seed {options.seed}: {state.classifier.num_parameters:,} parameters, {dataset.name}, "
-            f"{recipe.epochs} epochs on {device.type}"
-        )
-        if dataset.is_own:
-            click.echo(dataset)
-        if acceleration.reason:
-            click.echo(f"engine: torch, because {acceleration.reason}")
-        logged = set()
-        if resume:
-            logged = _restore(state, folder, run_id, dataset.split)
-        else:
-            runs.log_start(fingerprint, state, recipe, goal, dataset, options, acceleration.engine)
-        verifier = stack.enter_context(Verifier())
-        for row in train.fit(state, recipe, dataset, acceleration.engine):
-            checkpoint.save(state, folder)  # first: if logging fails, `resume` logs this epoch from the saved state
-            if row.epoch not in logged:  # after a damaged state, an epoch that was logged is trained again
-                runs.log_epoch(row, dataset.split)
-            tqdm.write(report.epoch_line(row, recipe.epochs, dataset.split))
-            if row.epoch == recipe.epochs - 1 and gate.can_pass(state.accuracies, dataset.split, goal):
-                verifier.start()  # its imports take seconds
-        _finish(step, options.seed, run_id, state, dataset, goal, verifier)
-    checkpoint.clear(folder)
-
-
-def _load_dataset(options: TrainOptions) -> data.Dataset:
-    return data.load(options.dataset, options.data_dir or None).hold_out(options.validation)
-
-
-def _fingerprint(
-    step: Step, options: TrainOptions, dataset: data.Dataset, device: torch.device, engine: str
-) -> dict[str, str]:
-    """What makes the result of a training."""
-    return provenance.fingerprint(
-        step.name,
-        recipe=options.recipe(step.recipe),
-        goal=options.goal(step.target, dataset),
-        dataset=dataset,
-        seed=options.seed,
-        device=device,
-        engine=engine,
-    )
-
-
-@contextlib.contextmanager
-def _resume_hint(name: str, run_id: str, folder: Path, options: TrainOptions) -> Iterator[None]:
-    """Say how to resume a run that was stopped, or whose store or disk failed."""
-    given = {"data_dir": options.data_dir} if options.data_dir else {}  # the run keeps everything else
-    hint = invocation.command(name, resume=run_id, **given)  # now, as the store may not answer then
-    try:
-        yield
-    except (process.Stopped, MlflowException, CheckpointError, OSError):
-        if checkpoint.exists(folder):
-            click.echo(f"to resume it: {hint}")
-        raise
+    training.train_run(name, options, run_id=resume or None, resume=bool(resume))
 
 
 @contextlib.contextmanager
@@ -168,78 +70,24 @@ def _continue_hint(entry_point: str, options: TrainOptions, experiment: str, **g
         raise
 
 
-def _restore(state: train.TrainState, folder: Path, run_id: str, split: str) -> set[int]:
-    """Restore the saved state of a run; returns the epochs that the store has."""
-    for damage in checkpoint.restore(state, folder):
-        click.echo(f"warning: {damage}; the state before it is used", err=True)
-    logged = runs.logged_epochs(run_id)
-    for row in state.history:
-        if row.epoch not in logged:
-            runs.log_epoch(row, split)
-    click.echo(f"resumes after epoch {len(state.history)}")
-    return logged
-
-
-def _finish(
-    step: Step,
-    seed: int,
-    run_id: str,
-    state: train.TrainState,
-    dataset: data.Dataset,
-    goal: Goal,
-    verifier: Verifier,
-) -> None:
-    """Judge the trained model, log it, and register it if it passed."""
-    history, split = state.history, dataset.split
-    verdict = gate.judge(state.accuracies, split, state.classifier.num_parameters, goal)
-    classifier = state.eval_model.cpu()  # the exported model runs on the CPU, so it is judged there
-    evaluation = evaluate(classifier, dataset.test_images, dataset.test_labels)
-    if verdict.passed:
-        verifier.start()  # unless it runs already; meanwhile this process draws and exports
-    text = report.markdown(step.docstring, seed, history, verdict, goal, split)
-    model = runs.log_end(state, evaluation, verdict, goal, dataset, text, f"{step.name}-seed{seed}")
-    click.echo(report.verdict_lines(verdict))
-    files = ("report.md", "curves.png", "mistakes.png")
-    comparison = _comparison(dataset)
-    if not verdict.passed:
-        click.echo("nothing registered")
-        _say(invocation.next_steps(files, comparison))
-        return
-    registration = registry.register(model, run_id, step.name, verdict, evaluation, dataset, verifier)
-    role = "champion" if registration.champion else "challenger"
-    _say(registration.details)
-    click.echo(f"registered {registration.name} version {registration.version} as {role}: {registration.reason}")
-    _say(invocation.next_steps(files, [*_use(registration.name), *comparison], registration.name))
-
-
-def _use(model: str) -> list[str]:
-    """How to use the model's champion."""
-    given = {} if model == DEFAULT_MODEL else {"model": f"models:/{model}@champion"}
-    images = os.path.relpath(IMAGES) if dataset_of(model) in DATASETS else "PICTURES"  # of the user's own data
-    return [invocation.serve_command(model), invocation.command("predict", images=images, **given)]
-
-
-def _comparison(dataset: data.Dataset) -> list[str]:
-    """How to compare a run with others, if it was measured on the test images."""
-    given = {"dataset": dataset.name} if dataset.is_own else {}
-    return [invocation.command("compare", **given)] if dataset.split == "test" else []
-
-
-def _say(text: str) -> None:
-    """Print the text, unless it is empty."""
-    if text:
-        click.echo(text)
-
-
 @command
-def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: bool, experiment: str) -> None:
-    """Train a step with many seeds, each in a nested run, and log the spread of their figures."""
+def repeat_step(
+    step: str, seeds: int, jobs: int | None, options: TrainOptions, reuse: bool, experiment: str, register: int | None
+) -> None:
+    """Train a step with many seeds, each in a nested run, and log the spread of their figures.
+
+    The model of the seed `register` is registered if every seed has passed the gate.
+    """
+    if register is not None:
+        repeat.check_register(register, seeds, options)
     experiments = search.experiments(experiment)
+    given = {} if register is None else {"register": register}
+    given |= {} if jobs is None else {"jobs": jobs}
     with (
         runs.run(f"repeat {step}", {"kind": "repeat"}) as parent,
-        _continue_hint("repeat", options, experiment, step=step, seeds=seeds, jobs=jobs),
+        _continue_hint("repeat", options, experiment, step=step, seeds=seeds, **given),
     ):
-        dataset = _load_dataset(options)
+        dataset = training.load_dataset(options)
         goal = options.goal(load_step(step).target, dataset)
         reuse_from = experiments | search.experiments() if reuse else {}  # those of now: a stopped repeat goes on
         tasks = [(step, seed) for seed in range(seeds)]
@@ -249,8 +97,23 @@ def repeat_step(step: str, seeds: int, jobs: int, options: TrainOptions, reuse: 
         figure = plots.seeds(curves, goal.accuracy, repeat.caption(summary, dataset, parent), dataset.split, goal.last)
         runs.log_repeat(summary.as_dict(), summary.metrics(), figure)
         click.echo(repeat.summary_lines(summary))
-        _say(invocation.next_steps(("seeds.png", "repeat.json"), _comparison(dataset)))
         nested.check(outcomes)
+        use = _register_seed(summary, register, dataset)
+        commands = [*use, *training.how_to_compare(dataset)]
+        training.say(invocation.next_steps(("seeds.png", "repeat.json"), commands))
+
+
+def _register_seed(summary: repeat.RepeatSummary, seed: int | None, dataset: data.Dataset) -> list[str]:
+    """Register the model of the seed if every seed has passed the gate; returns how to use it."""
+    if seed is None:
+        return []
+    if not summary.all_passed:
+        click.echo(f"nothing registered: not every seed passed the gate, so seed {seed} is not registered")
+        return []
+    run_id = summary.runs[seed].run_id
+    registration = finished.register_run(run_id, dataset, summary.tags())
+    training.say_registered(registration)
+    return training.how_to_use(registration.name)
 
 
 @command
@@ -263,9 +126,11 @@ def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
     ):
         experiments = experiments | search.experiments()  # reused runs, and those of now
         reuse_from = experiments if reuse else {}
-        dataset = _load_dataset(options)
+        dataset = training.load_dataset(options)
         tasks = [(step, options.seed) for step in STEP_NAMES]
-        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse_from=reuse_from))
+        outcomes = list(
+            _train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse_from=reuse_from, register=True)
+        )
         trained = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
         entries = dict.fromkeys(STEP_NAMES) | {
             step: compare.collect(step, dataset.name, dataset.digest, experiments, like=run_id)
@@ -282,13 +147,15 @@ def _train_nested(
     parent: str,
     options: TrainOptions,
     *,
-    jobs: int,
+    jobs: int | None,
     quiet: bool,
     reuse_from: Collection[str],
+    register: bool = False,
 ) -> Iterator[nested.Outcome]:
     """Train each (step, seed) in a run nested in the parent, or reuse a finished one; print a line for each.
 
-    `reuse_from` are the ids of the experiments whose finished runs may be reused.
+    `jobs` processes train; None stands for as many as this machine carries. `reuse_from` are the ids of the experiments
+    whose finished runs may be reused. `register` says whether models that pass the gate are registered.
     """
     device = hardware.select_device(options.device)
     goals: dict[str, Goal] = {}
@@ -306,7 +173,7 @@ def _train_nested(
             yield outcome
             continue
         goal = goals[name] = options.goal(step.target, dataset)
-        fingerprint = _fingerprint(step, replace(options, seed=seed), dataset, device, engine)
+        fingerprint = training.find_fingerprint(step, replace(options, seed=seed), dataset, device, engine)
         if found := search.find_reusable(reuse_from, name, seed, fingerprint):
             outcome = nested.Outcome.from_run(name, seed, found.info.run_id, dataset.split, reused=True)
             reused.append(found.info.run_id)
@@ -314,17 +181,34 @@ def _train_nested(
             yield outcome
         else:
             missing.append((name, seed))
-            lengths[nested.task_name(name, seed)] = options.recipe(step.recipe).epochs
+            lengths[training.run_name(name, seed)] = options.recipe(step.recipe).epochs
     runs.note_reused(reused)
-    threads = options.threads or max(1, hardware.cores() // min(jobs, len(missing) or 1))
+    together = 1
+    if device.type == "cuda" and len({name for name, _ in missing}) == 1:
+        together = side_by_side.AT_A_TIME
+    jobs = max(1, min(jobs or hardware.max_jobs(device), ceil(len(missing) / together)))
+    threads = options.threads or max(1, hardware.cores() // jobs)
     # Dataset and device are decided here, once for all of them.
     decided = replace(options, dataset=dataset.location, device=device.type, threads=threads)
     with Progress(lengths) as progress:
         for outcome in nested.train(
-            missing, decided, jobs=jobs, parent=parent, dataset=dataset, progress=progress, quiet=quiet
+            [(name, replace(decided, seed=seed)) for name, seed in missing],
+            jobs=jobs,
+            parent=parent,
+            dataset=dataset,
+            progress=progress,
+            together=together,
+            register=register,
+            quiet=quiet,
         ):
             tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
             yield outcome
+
+
+@command
+def work(dataset: str) -> None:
+    """Train what standard input asks for: a process of `repeat` or `all`."""
+    worker.work(dataset)
 
 
 @command
@@ -356,7 +240,18 @@ def _log_comparison(
     page = compare.page(table, notes, figure, caption)
     runs.log_comparison(dataset, *texts, page, compare.numbers(entries, table), figure)
     click.echo(compare.screen(table))
-    _say(invocation.next_steps(("compare.html", "compare.png", "compare.csv")))
+    training.say(invocation.next_steps(("compare.html", "compare.png", "compare.csv")))
+
+
+@command
+def register(run_id: str, dataset: str, data_dir: str) -> None:
+    """Register the model of a finished run, with all the checks of a run that registers its model itself."""
+    with runs.run("register", {"kind": "register", "registers": run_id}):
+        run = finished.find_run(run_id)
+        location = dataset or tags.ours(run.data.tags).get("dataset.location", run.data.params["run.dataset"])
+        registration = finished.register_run(run_id, data.load(location, data_dir or None))
+        training.say_registered(registration)
+        training.say(invocation.next_steps((), training.how_to_use(registration.name), registration.name))
 
 
 @command
@@ -388,13 +283,13 @@ def _load_measured_on(model: str, version: str | None, dataset: str, data_dir: s
 
 def _show_change(model: str, done: registry.Registration) -> None:
     """Print the champion's history. Raises RegistryError when the champion was not changed."""
-    _say(done.details)
+    training.say(done.details)
     for entry in champion_history(model):
         click.echo(entry)
     if not done.champion:
         raise RegistryError(f"{model} version {done.version} stays challenger: {done.reason}")
     click.echo(f"{model} version {done.version} is champion: {done.reason}")
-    _say(invocation.next_steps((), _use(model), model))
+    training.say(invocation.next_steps((), training.how_to_use(model), model))
 
 
 @command
@@ -422,7 +317,7 @@ def predict_images(images: str, model: str) -> None:
             click.echo(f"{file}  left out: {reason}", err=True)
         if not predictions:
             raise PredictError("none of the files could be read")
-        _say(invocation.next_steps(("contact_sheet.png", "predictions.csv")))
+        training.say(invocation.next_steps(("contact_sheet.png", "predictions.csv")))
 
 
 @command
@@ -432,7 +327,7 @@ def serve(model: str, port: int) -> None:
         raise RegistryError(explain_no_champion(model, invocation.serve_command))
     click.echo(f"serving {model} on http://127.0.0.1:{port} until Ctrl-C")
     if dataset_of(model) in DATASETS:  # the request holds a digit
-        request = shlex.quote(f"@{os.path.relpath(IMAGES / 'two.json')}")
+        request = shlex.quote(f"@{os.path.relpath(training.IMAGES / 'two.json')}")
         header = "'Content-Type: application/json'"
         click.echo(f"ask it: curl --silent http://127.0.0.1:{port}/invocations --header {header} --data {request}")
     uri = f"models:/{model}@champion"
@@ -457,4 +352,4 @@ def show_status(model: str, experiment: str) -> None:
         return
     experiments = search.experiments(experiment)
     runs.name_opened("status", {"kind": "status"})
-    click.echo(status.overview(model, experiments, CHECKPOINTS))
+    click.echo(status.overview(model, experiments, training.CHECKPOINTS))

@@ -1,5 +1,6 @@
 """Trainings in processes of their own: a failure stops no other training, and stopping leaves no process behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,10 +13,11 @@ import pytest
 from drilldown.errors import NestedError
 from drilldown.experiments import nested
 from drilldown.experiments.nested import Outcome
+from drilldown.experiments.worker import Ended
+from drilldown.learning import mapped
 from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
-from drilldown.steps import ROOT
-from drilldown.tracking.tags import ours
+from drilldown.tracking.tags import PREFIX, ours
 from tests.experiments.finished import finished_run
 from tests.support.programs import wait_until
 from tests.support.project import Project
@@ -62,46 +64,85 @@ class Seen:
         self.seen.append(f"end of {name}")
 
 
-def test_a_process_gets_its_options_its_run_and_the_import_path_and_its_last_line_is_the_error(
-    store, digits, monkeypatch, tmp_path
-):
+@pytest.fixture
+def workers(store, monkeypatch):
+    """Stand-ins for processes; returns those that were started, each with the batches of seeds that it trained."""
     started = []
 
-    class Process:
-        returncode = 2
+    class StandIn:
+        """Fails for seed 1, ends when it trains seed 2, and does what it should for the others."""
 
-        def __init__(self, command, **settings):
-            started.append((command, settings))
-            settings["stderr"].write(b"a warning\nerror: lr is 0\n")
-            settings["stdout"].write(b"step2, seed 5: 12,584 parameters\nepoch  1/3  train\nepoch  2/3  train\n")
-            settings["stdout"].flush()
+        def __init__(self, file):
+            self.trained, self.alive = [], True
+            assert mapped.read(f"/dev/fd/{file.fileno()}").name == "digits"
+            started.append(self.trained)
 
-        def wait(self, seconds=None):
-            return self.returncode
+        def train(self, tasks, show):
+            assert self.alive
+            self.trained.append([task.options.seed for task in tasks])
+            for task in tasks:
+                seed = task.options.seed
+                show(f"epoch  {seed}/9  train")
+                self.alive = seed != 2
+                if not self.alive or (seed == 1 and len(tasks) == 1):
+                    left = tasks[tasks.index(task) :] if seed == 2 else [task]
+                    yield from (Ended(one, "no", is_lost=seed == 2, killed=seed == 2) for one in left)
+                    return
+                tags = {f"{PREFIX}gate": "passed", f"{PREFIX}register": str(task.register)}
+                for tag, value in tags.items():
+                    store.set_tag(task.run_id, tag, value)
+                store.log_metric(task.run_id, "test_accuracy", seed)
+                store.set_terminated(task.run_id)
+                yield Ended(task)
 
-    monkeypatch.setattr(subprocess, "Popen", Process)
-    monkeypatch.setenv("PYTHONPATH", "elsewhere")
-    monkeypatch.setenv("MNIST_MIRROR", "a mirror")
-    options = TrainOptions(seed=9, dataset="digits", epochs=3)
-    parent, progress = store.create_run("0").info.run_id, Seen()
-    (outcome,) = nested.train([("step2", 5)], options, jobs=2, parent=parent, dataset=digits, progress=progress)
-    assert progress.seen == [("step2 seed 5", 0), ("step2 seed 5", 1), ("step2 seed 5", 2), "end of step2 seed 5"]
-    assert (outcome.step, outcome.seed, outcome.error) == ("step2", 5, "lr is 0")
-    ((command, settings),) = started
-    assert command[:4] == [sys.executable, "-m", "drilldown", "step2"]
-    given = dict(zip(command[4::2], command[5::2], strict=True))
-    assert (given["--seed"], given["--dataset"], given["--epochs"], given["--lr"]) == ("5", "digits", "3", "")
-    environment = settings["env"]
-    assert "cwd" not in settings
-    assert environment["MLFLOW_RUN_ID"] == outcome.run_id
-    assert environment["MLFLOW_TRACKING_URI"] == os.environ["MLFLOW_TRACKING_URI"]
-    assert environment["PYTHONPATH"].split(os.pathsep) == [str(ROOT / "src"), str(ROOT), "elsewhere"]
-    assert environment["MNIST_MIRROR"] == "a mirror"
-    assert environment["DRILLDOWN_STARTER"] == "python"  # its hints begin as this command did
-    run = store.get_run(outcome.run_id)
-    assert (run.info.status, run.info.run_name) == ("FAILED", "step2 seed 5")
-    assert ours(run.data.tags)["error"] == "lr is 0"
-    assert ours(run.data.tags)["dataset.digest"] == digits.digest  # by which the process sees that the data changed
+        def errors(self):
+            return "a traceback"
+
+        def is_alive(self):
+            return self.alive
+
+        def let_go(self):
+            self.alive = False
+
+        def end(self):
+            self.alive = False
+
+    monkeypatch.setattr(nested, "Worker", StandIn)
+    return started
+
+
+def train_seeds(store, digits, progress, seeds, **how):
+    parent = store.create_run("0").info.run_id
+    trainings = [("step2", TrainOptions(seed=seed)) for seed in seeds]
+    outcomes = nested.train(trainings, parent=parent, dataset=digits, progress=progress, jobs=1, **how)
+    return {outcome.seed: outcome for outcome in outcomes}
+
+
+def test_a_process_trains_one_run_after_the_other_and_one_in_which_a_training_failed_is_replaced(
+    store, digits, workers
+):
+    progress = Seen()
+    outcomes = train_seeds(store, digits, progress, [3, 4, 1, 5, 2, 6])
+    assert workers == [[[3], [4], [1]], [[5], [2]], [[6]]]
+    assert {seed: outcome.error for seed, outcome in outcomes.items()} == {
+        3: None, 4: None, 1: "no", 5: None, 2: "no", 6: None
+    }  # fmt: skip
+    assert progress.seen[:4] == [("step2 seed 3", 0), ("step2 seed 3", 3), "end of step2 seed 3", ("step2 seed 4", 0)]
+    found = {seed: store.get_run(outcome.run_id) for seed, outcome in outcomes.items()}
+    assert {seed: run.info.status for seed, run in found.items()} == {
+        3: "FINISHED", 4: "FINISHED", 1: "FAILED", 5: "FINISHED", 2: "KILLED", 6: "FINISHED"
+    }  # fmt: skip
+    assert found[1].info.run_name == "step2 seed 1"
+    assert ours(found[1].data.tags)["error"] == "no"
+    assert ours(found[1].data.tags)["dataset.digest"] == digits.digest  # by which a process sees that the data changed
+    assert ours(found[3].data.tags)["register"] == "False"
+
+
+def test_seeds_that_a_process_trains_together_are_trained_alone_if_it_ends(store, digits, workers):
+    outcomes = train_seeds(store, digits, Seen(), [3, 4, 5, 2, 6, 7], together=3, register=True)
+    assert workers == [[[3, 4, 5], [2, 6, 7]], [[2]], [[6], [7]]]
+    assert [seed for seed, outcome in outcomes.items() if outcome.error] == [2]
+    assert ours(store.get_run(outcomes[6].run_id).data.tags)["register"] == "True"
 
 
 def children(pid):
@@ -109,14 +150,22 @@ def children(pid):
     return [int(child) for task in tasks for child in task.read_text().split()]
 
 
-def child_of_seed(pid, seed):
-    """Wait for the process that trains the seed."""
+def child_of_seed(project, pid, seed):
+    """Wait for the process that trains the seed: the lock that the seed's run names is open in it."""
 
     def found():
-        commands = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children(pid)}
-        return next((child for child, command in commands.items() if f"--seed\0{seed}\0" in command), None)
+        run = next((run for run in project.runs() if run.info.run_name == f"step4 seed {seed}"), None)
+        lock = ours(run.data.tags)["process"].partition(":")[2] if run else None
+        return next((child for child in children(pid) if lock in open_files(child)), None)
 
-    return wait_until(found, seconds=60, for_what=f"a process that trains seed {seed}")
+    return wait_until(found, seconds=120, for_what=f"a process that trains seed {seed}")
+
+
+def open_files(pid):
+    """The files that the process has open; none once it has ended."""
+    with contextlib.suppress(OSError):
+        return {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}
+    return set()
 
 
 finds_processes = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
@@ -137,7 +186,7 @@ def start_repeat(project, *parameters):
 def test_a_repetition_that_is_stopped_leaves_no_process_and_no_open_run(tmp_path):
     project = Project(tmp_path)
     process = start_repeat(project, "--epochs", "100")  # minutes
-    trainings = [child_of_seed(process.pid, seed) for seed in (0, 1)]
+    trainings = [child_of_seed(project, process.pid, seed) for seed in (0, 1)]
     wait_until(lambda: len(list(tmp_path.glob("checkpoints/*/*.pt"))) >= 2, seconds=120, for_what="saved epochs")
     process.terminate()
     stdout, _ = process.communicate(timeout=60)
@@ -156,7 +205,7 @@ def test_a_repetition_that_is_stopped_leaves_no_process_and_no_open_run(tmp_path
 def test_a_killed_seed_stops_no_other_and_the_next_repetition_reuses_the_finished_one(tmp_path):
     project = Project(tmp_path)
     process = start_repeat(project, "--epochs", "6", "--target", "20")
-    os.kill(child_of_seed(process.pid, 1), signal.SIGKILL)
+    os.kill(child_of_seed(project, process.pid, 1), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "step4 seed 1: failed: its process was ended by signal 9" in stdout

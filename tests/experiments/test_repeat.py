@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from drilldown.errors import ParameterError
 from drilldown.experiments import repeat
 from drilldown.experiments.nested import Outcome
 from drilldown.learning.recipe import Goal
+from drilldown.options import TrainOptions
 from drilldown.reporting.plots import Caption
 
 GOAL = Goal(accuracy=99.4)
@@ -56,6 +58,25 @@ def test_pass_rate_with_its_interval():
         | {f"run_seconds_{name}": value for name, value in kept["spread"]["run_seconds"].items()},
         abs=1e-5,
     )
+
+
+def test_a_model_of_these_seeds_has_their_pass_rate_as_tags():
+    summary, _ = summarize([outcome(seed, 99.5) for seed in range(10)])
+    assert summary.all_passed
+    assert summary.tags() == {
+        "consistency": "10/10", "pass_rate": "1.0000", "pass_rate_low": "0.7225", "pass_rate_high": "1.0000"
+    }  # fmt: skip
+    assert not summarize([outcome(0, 99.5), outcome(1, 99.5, passed=False)])[0].all_passed
+    assert not summarize([outcome(0, 99.5), Outcome("step4", 1, "run-1", error="no")])[0].all_passed
+    assert not summarize([outcome(0, 99.5)], "validation")[0].all_passed
+
+
+def test_the_seed_to_register_is_one_that_is_trained_and_measured_on_the_test_images():
+    repeat.check_register(9, 10, TrainOptions())
+    with pytest.raises(ParameterError, match="^register is 10: it takes one of the seeds that are trained, 0 to 9$"):
+        repeat.check_register(10, 10, TrainOptions())
+    with pytest.raises(ParameterError, match="^register is 0: with validation=500 no model is measured on the test"):
+        repeat.check_register(0, 10, TrainOptions(validation=500))
 
 
 def test_a_failed_seed_counts_against_the_rate():

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 from filelock import FileLock
 
-from drilldown import __main__, process, workflow
+from drilldown import __main__, process, training
 from drilldown.registry import registry
 from drilldown.registry.champion import set_champion
 from drilldown.tracking import runs
@@ -142,7 +142,7 @@ def test_interrupted_trainings_with_the_command_that_resumes_them(status, store,
         assert cells(lines, "runs in progress in Default") == [["none"]]
         assert (process.LIVENESS_FOLDER / "dead").exists()  # by it, the next command closes the run
     assert store.get_run(interrupted).info.status == "RUNNING"
-    (workflow.CHECKPOINTS / interrupted).rename(workflow.CHECKPOINTS / "elsewhere")
+    (training.CHECKPOINTS / interrupted).rename(training.CHECKPOINTS / "elsewhere")
     assert cells(status(), "interrupted trainings, and how to resume them") == [["none"]]
 
 

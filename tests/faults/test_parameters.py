@@ -52,9 +52,15 @@ NUMBERS = {
     "target": (float, 0, 100, True),
     "seeds": (int, 1, 9_999, False),
     "jobs": (int, 1, 9_999, False),
+    "register": (int, 0, 2**32 - 1, True),
     "port": (int, 1, 65_535, False),
 }
-REQUIRED = {"predict": {"images": "x"}, "promote": {"version": "1"}, "record": {"step": "step1"}}
+REQUIRED = {
+    "predict": {"images": "x"},
+    "promote": {"version": "1"},
+    "record": {"step": "step1"},
+    "register": {"run": "x"},
+}
 OPTIONS = [(name, option.name) for name, command in cli.cli.commands.items() for option in command.params]
 
 
@@ -131,7 +137,8 @@ def test_invalid_choices(command, name, record_property):
 @pytest.mark.parametrize(("command", "name"), of_type(click.types.StringParamType))
 def test_invalid_texts(command, name, record_property):
     values = [*LINES, LONG, "é" * 1001, " ", "\u3000"]
-    can_be_empty = {"data_dir", "resume", "experiment"} | ({"dataset"} if command in ("promote", "rollback") else set())
+    can_be_empty = {"data_dir", "resume", "experiment"}
+    can_be_empty |= {"dataset"} if command in ("promote", "rollback", "register", "work") else set()
     values += [] if name in can_be_empty else [""]
     for value in values:
         assert_refused(command, name, value)
@@ -160,6 +167,9 @@ def test_invalid_texts(command, name, record_property):
         ("step1", "validation", "999999", 999_999),
         ("repeat", "seeds", "9999", 9999),
         ("repeat", "jobs", "1", 1),
+        ("repeat", "jobs", "auto", None),
+        ("repeat", "register", "", None),
+        ("repeat", "register", "7", 7),
         ("repeat", "reuse", "OFF", False),
         pytest.param("promote", "force", "yes", True, marks=pytest.mark.long),
         pytest.param("promote", "version", "9" * 30, "9" * 30, marks=pytest.mark.long),

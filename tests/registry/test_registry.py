@@ -265,7 +265,7 @@ def test_only_verified_models_are_promoted(store, in_process, tracked, trained, 
     run_id, verdict, model, evaluation = tracked
     doctored = replace(evaluation, probabilities=evaluation.probabilities.roll(1, dims=1))
     with pytest.raises(VerificationError, match=r"has \d+\.\d\d % when reloaded, and had .* when logged"):
-        registry.register(model, run_id, "small", verdict, doctored, digits)
+        registry.register(model, run_id, "small", verdict, doctored.accuracy, digits)
     assert aliases(store) == {"challenger": "1"}
     assert "verified" not in tags_of(store, "1")
 
@@ -277,7 +277,7 @@ def test_only_verified_models_are_promoted(store, in_process, tracked, trained, 
     with pytest.raises(RegistryError, match="digits-cnn version 1 was measured on other data than this"):
         verify([store.get_model_version("digits-cnn", "1")], other, Verifier())
     rival = track(trained, digits)
-    refused = registry.register(rival[2], rival[0], "small", rival[1], rival[3], other)
+    refused = registry.register(rival[2], rival[0], "small", rival[1], rival[3].accuracy, other)
     assert not refused.champion
     assert refused.reason.startswith(
         "version 1 stays champion, uncompared: digits-cnn version 1 was measured on other data than this"
@@ -309,30 +309,76 @@ def test_an_interrupted_registration_is_finished_by_the_same_run(
         registry.promote("digits-cnn", "1", digits, why="by hand")
     run_id, verdict, _, evaluation = tracked
     exported_again = track(trained, digits)[2]
-    again = registry.register(exported_again, run_id, "small", verdict, evaluation, digits)
+    again = registry.register(exported_again, run_id, "small", verdict, evaluation.accuracy, digits)
     assert (again.version, again.champion) == ("1", True)
     assert len(store.search_model_versions("name = 'digits-cnn'")) == 1
 
 
-@pytest.mark.parametrize(("owner", "call"), [(Verifier, "predict"), (MlflowClient, "set_registered_model_alias")])
-def test_concurrent_challengers_are_promoted_one_after_the_other(
-    store, in_process, tracked, trained, digits, monkeypatch, owner, call
+def test_two_challengers_are_verified_at_the_same_time_and_the_second_is_compared_with_the_first(
+    store, in_process, tracked, trained, digits, monkeypatch
 ):
-    """Each is registered alone, and compared with the champion that the other one left."""
     compared = []
 
     def predict(verifier, models, images):
-        compared.append(models)
+        compared.append([model.name for model in models])
         return predict_in_process(models, images)
 
     monkeypatch.setattr(Verifier, "predict", predict)
-    together, met = watch_turns(monkeypatch, owner, call)
-    both = [tracked, track(trained, digits)]
-    at_once(*(partial(register, one, digits) for one in both))
+    _, met = watch_turns(monkeypatch, Verifier, "predict")
+    at_once(*(partial(register, one, digits) for one in (tracked, track(trained, digits))))
+    assert met.is_set()  # both were verifying
+    (change,) = changes()
+    winner = change[2]
+    assert sorted(compared[:2]) == [["digits-cnn version 1"], ["digits-cnn version 2"]]
+    assert compared[2:] == [[f"digits-cnn version {winner}"]]  # the other one has been verified already
+    loser = {"1": "2", "2": "1"}[winner]
+    assert f"not significantly better than version {winner}" in tags_of(store, loser)["promotion.reason"]
+
+
+def test_two_challengers_change_the_aliases_one_after_the_other(
+    store, in_process, tracked, trained, digits, monkeypatch
+):
+    together, met = watch_turns(monkeypatch, MlflowClient, "set_registered_model_alias")
+    at_once(*(partial(register, one, digits) for one in (tracked, track(trained, digits))))
     assert together.broken
     assert not met.is_set()
-    assert [len(models) for models in compared] == [1, 2]
     assert len(changes()) == 1
+
+
+@pytest.fixture
+def overtaken(monkeypatch):
+    """Let another process make a version the champion while this one verifies for the first time."""
+
+    def overtake(version):
+        def verify_slowly(*given):
+            monkeypatch.setattr(registry, "verify", verify)
+            found = verify(*given)
+            set_champion("digits-cnn", get_champion("digits-cnn"), version, "promotion", "by another process")
+            return found
+
+        monkeypatch.setattr(registry, "verify", verify_slowly)
+
+    return overtake
+
+
+def test_a_champion_that_changes_meanwhile_is_compared_anew(store, in_process, tracked, trained, digits, overtaken):
+    for parameters in (1000, 900):
+        register(track(trained, digits), digits, parameters=parameters)
+    third = track(trained, digits)
+    overtaken("1")
+    done = register(third, digits, parameters=950)  # larger than version 2, smaller than version 1
+    assert done.champion
+    assert done.reason.startswith("not significantly worse than version 1 ")
+    assert changes()[-2:] == [("promotion", "2", "1"), ("promotion", "1", "3")]
+
+
+def test_a_rollback_goes_back_from_the_champion_of_now(store, in_process, trained, digits, overtaken):
+    for parameters in (1000, 900, 800):
+        register(track(trained, digits), digits, parameters=parameters)
+    overtaken("1")
+    done = registry.roll_back("digits-cnn", digits, why="regretted")
+    assert done.version == "3"
+    assert changes()[-2:] == [("promotion", "3", "1"), ("rollback", "1", "3")]
 
 
 def test_the_caller_may_start_the_verifier_early(store, tracked, digits):
@@ -340,7 +386,9 @@ def test_the_caller_may_start_the_verifier_early(store, tracked, digits):
         verifier.start()
         process = verifier._process
         run_id, verdict, model, evaluation = tracked
-        done = registry.register(model, run_id, "small", replace(verdict, passed=True), evaluation, digits, verifier)
+        done = registry.register(
+            model, run_id, "small", replace(verdict, passed=True), evaluation.accuracy, digits, verifier
+        )
         assert done.champion
         assert verifier._process is process  # the caller ends it
         assert process.poll() is None
@@ -434,5 +482,5 @@ def test_a_model_that_needs_pickle_is_not_promoted(store, digits):
 def test_a_model_that_failed_the_gate_is_never_registered(store, tracked, digits):
     run_id, verdict, model, evaluation = tracked
     with pytest.raises(ValueError, match="only a model that passed the gate"):
-        registry.register(model, run_id, "small", replace(verdict, passed=False), evaluation, digits)
+        registry.register(model, run_id, "small", replace(verdict, passed=False), evaluation.accuracy, digits)
     assert list(store.search_registered_models()) == []

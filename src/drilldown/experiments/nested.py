@@ -1,15 +1,15 @@
-"""Trainings as nested runs of one parent, each in its own process: one that fails does not stop the others."""
+"""Trainings as nested runs of one parent, in processes of their own: one that fails does not stop the others."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -17,15 +17,15 @@ from tqdm import tqdm
 
 from drilldown.errors import NestedError
 from drilldown.experiments.progress import Progress
+from drilldown.experiments.worker import Ended, Worker
+from drilldown.learning import mapped
 from drilldown.learning.data import Dataset
 from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
 from drilldown.reporting import report
 from drilldown.reporting.statistics import summarize
-from drilldown.steps import ROOT
-from drilldown.tracking import invocation, runs, store, tags
-
-POLL_SECONDS = 0.5  # between two looks at what a process has printed
+from drilldown.tracking import runs, store, tags
+from drilldown.training import Task, run_name
 
 
 @dataclass(frozen=True)
@@ -59,122 +59,133 @@ class Outcome:
 
 
 def train(
-    tasks: Sequence[tuple[str, int]],
-    options: TrainOptions,
+    trainings: Sequence[tuple[str, TrainOptions]],
     *,
     jobs: int,
     parent: str,
     dataset: Dataset,
     progress: Progress,
+    together: int = 1,
+    register: bool = False,
     quiet: bool = True,
 ) -> Iterator[Outcome]:
-    """Train each (step, seed) on the dataset, in its own process and in a run nested in `parent`; `jobs` at a time.
+    """Train each (step, options) on the dataset, in a run nested in `parent`; by `jobs` processes at a time.
 
-    Yields each outcome as soon as it is known. The processes report their epochs to `progress`; what they print is
-    shown unless `quiet`. When the caller stops early, the processes that still train are terminated.
+    Each process trains one run after the other; all of them share the pages of the dataset. Yields each outcome as soon
+    as it is known. When the caller stops early, the processes are terminated.
+
+    Args:
+        together: how many trainings a process makes at the same time, on CUDA; they differ in their seeds only.
+        register: whether models that pass the gate are registered.
+        progress: is told of each epoch.
+        quiet: whether what the processes print is kept back.
     """
     from joblib import Parallel, delayed
 
-    trainings = _Trainings(options, parent, dataset, progress, quiet)
-    try:
-        # Threads, each waiting for one process: a pool of processes would break when one of them is killed.
-        yield from Parallel(
-            min(jobs, len(tasks)) or 1, backend="threading", return_as="generator_unordered", batch_size=1
-        )(delayed(trainings.train)(*task) for task in tasks)
-    finally:
-        trainings.stop()
+    with tempfile.TemporaryFile() as file:
+        mapped.write(dataset, file)
+        pool = _Workers(file, parent, dataset, progress, register, quiet)
+        batches = [trainings[start : start + together] for start in range(0, len(trainings), together)]
+        try:
+            # Threads, each waiting for one process: a pool of processes would break when one of them is killed.
+            for outcomes in Parallel(
+                min(jobs, len(batches)) or 1, backend="threading", return_as="generator_unordered", batch_size=1
+            )(delayed(pool.train)(batch) for batch in batches):
+                yield from outcomes
+        finally:
+            pool.stop()
 
 
-class _Trainings:
-    """The training processes, and a way to stop all of them."""
+class _Workers:
+    """The processes: those that train, and those that wait for a training."""
 
-    def __init__(self, options: TrainOptions, parent: str, dataset: Dataset, progress: Progress, quiet: bool):
-        self.options, self.parent, self.dataset, self.progress, self.quiet = options, parent, dataset, progress, quiet
+    def __init__(
+        self, file: BinaryIO, parent: str, dataset: Dataset, progress: Progress, register: bool, quiet: bool
+    ) -> None:
+        self.file, self.parent, self.dataset = file, parent, dataset
+        self.progress, self.register, self.quiet = progress, register, quiet
         self.lock, self.stopped = threading.Lock(), False
-        self.processes: dict[subprocess.Popen[bytes], str] = {}  # and the run of each
+        self.idle: list[Worker] = []
+        self.busy: dict[Worker, Sequence[Task]] = {}  # and what each trains
 
-    def train(self, step: str, seed: int) -> Outcome:
-        name = task_name(step, seed)
-        run_id = runs.open_nested(self.parent, name, self.dataset)
-        # Files, not pipes: a process that outlives this one can still print, and so closes its run in order.
-        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-            with self.lock:
-                if self.stopped:
-                    store.close_run(run_id, "KILLED", "stopped before it began")
-                    return Outcome(step, seed, run_id, error="stopped before it began")
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "drilldown", step, *replace(self.options, seed=seed).arguments()],
-                    env=_environment(run_id),
-                    stdout=stdout,
-                    stderr=stderr,
-                )
-                self.processes[process] = run_id
-            self.progress.epoch(name, 0)
-            self._follow(process, stdout.fileno(), name)
-            stderr.seek(0)
-            errors = stderr.read().decode(errors="replace")
+    def train(self, batch: Sequence[tuple[str, TrainOptions]]) -> list[Outcome]:
+        """Train the batch in one process; if that ends too early, train each of those that are left alone."""
+        tasks = []
+        for step, options in batch:
+            run_id = runs.open_nested(self.parent, run_name(step, options.seed), self.dataset)
+            tasks.append(Task(step, options, run_id, self.register))
+        ended = list(self._train(tasks))
+        if len(tasks) > 1:
+            ended = [again for one in ended for again in (self._train([one.task]) if one.is_lost else [one])]
+        return [self._outcome(one) for one in ended]
+
+    def _train(self, tasks: Sequence[Task]) -> Iterator[Ended]:
+        if (worker := self._take(tasks)) is None:
+            for task in tasks:
+                store.close_run(task.run_id, "KILLED", "stopped before it began")
+                yield Ended(task, "stopped before it began")
+            return
+        reusable = True
+        for task in tasks:
+            self.progress.epoch(task.name, 0)
+        for ended in worker.train(tasks, partial(self._show, tasks)):
+            reusable = reusable and ended.error is None  # else a fresh process takes its place
+            if ended.error and not self.quiet:
+                tqdm.write(worker.errors(), file=sys.stderr, end="")
+            yield ended
+        with self.lock:
+            if not self.stopped:
+                del self.busy[worker]
+                if reusable:
+                    self.idle.append(worker)
+                    return
+        worker.end()
+
+    def _take(self, tasks: Sequence[Task]) -> Worker | None:
+        """A process that waits for a training, or a new one; None once all of them were stopped."""
         with self.lock:
             if self.stopped:
-                return Outcome(step, seed, run_id, error="stopped")
-            del self.processes[process]
-        self.progress.end(name)
-        if process.returncode == 0:
-            return Outcome.from_run(step, seed, run_id, self.dataset.split)
-        if process.returncode < 0 or process.returncode > 128:
-            number = -process.returncode if process.returncode < 0 else process.returncode - 128
-            error, status = f"its process was ended by signal {number}", "KILLED"
-        else:
-            error, status = (errors.strip().splitlines() or ["no message"])[-1].removeprefix("error: "), "FAILED"
-        store.close_run(run_id, status, error)
-        if not self.quiet:
-            tqdm.write(errors, file=sys.stderr, end="")
-        return Outcome(step, seed, run_id, error=error)
+                return None
+            waiting = [worker for worker in self.idle if worker.is_alive()]
+            worker = waiting[0] if waiting else Worker(self.file)
+            self.idle = waiting[1:]
+            self.busy[worker] = tasks
+            return worker
 
-    def _follow(self, process: subprocess.Popen[bytes], output: int, name: str) -> None:
-        """Wait for the end of the process; meanwhile report its epochs, and show what it prints unless it is quiet."""
-        offset, ended = 0, False
-        while not ended:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_SECONDS)
-                ended = True
-            printed = os.pread(output, os.fstat(output).st_size - offset, offset)
-            whole = printed[: len(printed) if ended else printed.rfind(b"\n") + 1]
-            offset += len(whole)
-            for line in whole.decode(errors="replace").splitlines():
-                if not self.quiet:
-                    tqdm.write(line)
-                if epoch := report.epoch_of(line):
-                    self.progress.epoch(name, epoch)
+    def _show(self, tasks: Sequence[Task], line: str) -> None:
+        if not self.quiet:
+            tqdm.write(line)
+        if len(tasks) == 1 and (epoch := report.epoch_of(line)):
+            self.progress.epoch(tasks[0].name, epoch)
+
+    def _outcome(self, ended: Ended) -> Outcome:
+        """The outcome of a training; its run is closed if its process has not done that."""
+        task = ended.task
+        self.progress.end(task.name)
+        step, seed, run_id = task.step, task.options.seed, task.run_id
+        if ended.error is None:
+            return Outcome.from_run(step, seed, run_id, self.dataset.split)
+        if not self.stopped:
+            store.close_run(run_id, "KILLED" if ended.killed else "FAILED", ended.error)
+        return Outcome(step, seed, run_id, error=ended.error)
 
     def stop(self) -> None:
-        """Terminate the processes and close their runs."""
+        """End the processes, those that train in the middle of it, and close their runs."""
         with self.lock:
             self.stopped = True
-        for process in self.processes:
-            process.terminate()
-        exit_codes = {run_id: process.wait() for process, run_id in self.processes.items()}
+            left = [task.run_id for tasks in self.busy.values() for task in tasks]
+        for worker in self.busy:
+            worker.terminate()
+        for worker in self.idle:
+            worker.let_go()
+        for worker in self.idle:
+            worker.end()
+        for worker in self.busy:
+            worker.wait()
         # If the store does not answer, the next command that opens it closes the runs.
         with store.short_timeouts(), contextlib.suppress(MlflowException):
-            for run_id, code in exit_codes.items():
-                if code != 0:
-                    store.close_run(run_id, "KILLED", "stopped with its parent")
-
-
-def _environment(run_id: str) -> dict[str, str]:
-    """The environment of a process that trains in this run: ours, with the run, the store and the import path."""
-    path = [str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {
-        "MLFLOW_RUN_ID": run_id,
-        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-        "PYTHONUNBUFFERED": "1",  # each epoch is printed at once
-        invocation.STARTER: invocation.starter(),
-        "PYTHONPATH": os.pathsep.join(path),
-    }
-
-
-def task_name(step: str, seed: int) -> str:
-    """The name of a training, and of its run."""
-    return f"{step} seed {seed}"
+            for run_id in left:
+                store.close_run(run_id, "KILLED", "stopped with its parent")
 
 
 def check(outcomes: Sequence[Outcome]) -> None:
@@ -188,7 +199,7 @@ def check(outcomes: Sequence[Outcome]) -> None:
 
 def outcome_line(outcome: Outcome, goal: Goal | None) -> str:
     """One training in one line, for the screen; a training that failed needs no goal."""
-    name = task_name(outcome.step, outcome.seed)
+    name = run_name(outcome.step, outcome.seed)
     if outcome.error is not None:
         return f"{name}: failed: {outcome.error}"
     assert goal is not None

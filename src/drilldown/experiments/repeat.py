@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from drilldown.errors import ParameterError
 from drilldown.experiments.nested import Outcome
 from drilldown.learning.data import Dataset
 from drilldown.learning.recipe import Goal
+from drilldown.options import TrainOptions
 from drilldown.reporting import statistics
 from drilldown.reporting.plots import Caption
 from drilldown.reporting.report import columns
@@ -24,6 +26,18 @@ class RepeatSummary:
     pass_rate: PassRate | None  # of all seeds, also the failed ones; None if nothing was measured on the test set
     spread: dict[str, Spread]  # by metric: percent, seconds
     runs: list[Outcome]  # by seed
+
+    @property
+    def all_passed(self) -> bool:
+        """Whether every seed has passed the gate."""
+        return self.pass_rate is not None and self.pass_rate.passed == self.seeds
+
+    def tags(self) -> dict[str, str]:
+        """The pass rate with its interval, as tags of a model of these seeds."""
+        assert self.pass_rate
+        rate = self.pass_rate
+        shares = {"pass_rate": rate.rate, "pass_rate_low": rate.low, "pass_rate_high": rate.high}
+        return {"consistency": f"{rate.passed}/{rate.seeds}"} | {name: f"{share:.4f}" for name, share in shares.items()}
 
     def metrics(self) -> dict[str, float]:
         """The summary as metrics of the parent run."""
@@ -52,6 +66,17 @@ class RepeatSummary:
             },
             "runs": [asdict(outcome) for outcome in self.runs],
         }
+
+
+def check_register(seed: int, seeds: int, options: TrainOptions) -> None:
+    """Raise ParameterError unless the seed is one of the seeds, and its model is measured on the test images."""
+    if not 0 <= seed < seeds:
+        raise ParameterError(f"register is {seed}: it takes one of the seeds that are trained, 0 to {seeds - 1}")
+    if options.validation:
+        raise ParameterError(
+            f"register is {seed}: with validation={options.validation} no model is measured on the test images, and so "
+            "none is registered"
+        )
 
 
 def summarize(step: str, outcomes: Sequence[Outcome], goal: Goal, split: str) -> RepeatSummary:

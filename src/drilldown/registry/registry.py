@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
@@ -15,7 +16,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from drilldown.errors import ChampionError, ParameterError, RegistryError
 from drilldown.learning.data import Dataset
-from drilldown.learning.evaluate import Evaluation
 from drilldown.registry import description, integrity, promotion
 from drilldown.registry.champion import (
     dataset_of,
@@ -25,12 +25,13 @@ from drilldown.registry.champion import (
     previous_champion,
     project_models,
     set_champion,
+    turn,
     versions,
 )
+from drilldown.registry.promotion import Candidate
 from drilldown.registry.verify import Verifier, verify
 from drilldown.reporting.gate import Verdict
 from drilldown.reporting.report import columns
-from drilldown.tracking.store import store_lock
 from drilldown.tracking.tags import ours, packed, prefixed
 
 
@@ -62,39 +63,48 @@ def dataset_location(name: str, version: str | None = None) -> str:
 
 
 def register(
-    model: ModelInfo,
+    model: ModelInfo | LoggedModel,
     run_id: str,
     step: str,
     verdict: Verdict,
-    evaluation: Evaluation,
+    accuracy: float,
     dataset: Dataset,
     verifier: Verifier | None = None,
+    more_tags: Mapping[str, str] | None = None,
 ) -> Registration:
     """Register a model as challenger, and promote it if it beats the champion (see `promote`).
 
     A model that is registered already keeps its version. If the champion itself fails its checks, nothing can be
-    compared, and it stays champion.
+    compared, and it stays champion. `accuracy` is the model's on the test images, in percent; `more_tags` are for the
+    version.
 
     Raises: ValueError when the model did not pass the gate; VerificationError when the model, loaded again, does not
-    have the accuracy of `evaluation`: it stays challenger.
+    have that accuracy: it stays challenger.
     """
     if not verdict.passed:
         raise ValueError(f"only a model that passed the gate is registered, and this one did not: {verdict.reasons}")
     client = MlflowClient()
     name = model_name(dataset.name)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = mlflow.artifacts.download_artifacts(model.model_uri, dst_path=folder)
+        model_digest = integrity.digest(copy)
     tags = {
         "step": step,
         "dataset.digest": dataset.digest,
         "dataset.location": dataset.location,
         "parameters": f"{verdict.metrics['parameters']:.0f}",
         "min_accuracy_last_k": repr(verdict.metrics["min_accuracy_last_k"]),
-        "test_accuracy": repr(evaluation.accuracy),
+        "test_accuracy": repr(accuracy),
     }
-    with store_lock(name):  # MLflow fails when two processes set an alias that does not exist yet
-        found = _find(client, name, model.model_uri, run_id) or _create(client, dataset.name, model, run_id, tags)
+    more = dict(more_tags or {})
+    with turn(name):  # MLflow fails when two processes set an alias that does not exist yet
+        found = _find(client, name, model.model_uri, run_id)
+        found = found or _create(client, dataset.name, model, run_id, {**tags, **more}, model_digest)
         version, known = str(found.version), ours(found.tags)
-        if "verified" not in known:  # it is new, or its registration was interrupted
-            _tag_version(client, name, version, {key: tags[key] for key in tags if known.get(key) != tags[key]})
+        is_new = "verified" not in known  # or its registration was interrupted
+        wanted = {**tags, **more} if is_new else more
+        _tag_version(client, name, version, {key: wanted[key] for key in wanted if known.get(key) != wanted[key]})
+        if is_new:
             client.set_registered_model_alias(name, "challenger", version)
     try:
         return promote(name, version, dataset, why=f"{step} passed the gate", verifier=verifier)
@@ -108,16 +118,21 @@ def _find(client: MlflowClient, name: str, model_uri: str, run_id: str) -> Model
     return next(found, None)
 
 
-def _create(client: MlflowClient, dataset: str, model: ModelInfo, run_id: str, tags: Mapping[str, str]) -> ModelVersion:
+def _create(
+    client: MlflowClient,
+    dataset: str,
+    model: ModelInfo | LoggedModel,
+    run_id: str,
+    tags: Mapping[str, str],
+    model_digest: str,
+) -> ModelVersion:
     name = model_name(dataset)
     try:
         client.create_registered_model(name, description=description.of_model(name, dataset))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    with tempfile.TemporaryDirectory() as folder:
-        copy = mlflow.artifacts.download_artifacts(model.model_uri, dst_path=folder)
-        digests = {"dataset.digest": tags["dataset.digest"], integrity.TAG: integrity.digest(copy)}
+    digests = {"dataset.digest": tags["dataset.digest"], integrity.TAG: model_digest}
     others = {name: value for name, value in tags.items() if name not in digests}
     tags = prefixed(others | packed("fingerprint", digests))
     # With its tags from the first moment: no version of ours is ever without them.
@@ -133,40 +148,93 @@ def promote(
     """Make a version of a registered model, a number or "challenger", the champion, if it deserves it.
 
     A fresh process predicts the test images with the version and with the champion; `promotion.decide` compares them,
-    and the result is kept on the version. `force` overrules that comparison, but no other check.
+    and the result is kept on the version. If the champion changes meanwhile, the version is compared with the new one.
+    `force` overrules that comparison, but no other check.
 
     Raises: ParameterError when there is no such version, RegistryError when it was measured on other data,
     VerificationError when it does not have the accuracy that was logged, ChampionError when the champion fails these
     checks.
     """
-    client = MlflowClient()
-    with store_lock(name), _verifier(verifier) as verifier:  # two challengers must not both beat the same champion
-        challenger, champion = _get(name, version), get_champion(name)
-        version = str(challenger.version)
-        if champion and champion.version == challenger.version:
-            return Registration(name, version, True, "it is the champion already")
-        labels, rival = dataset.test_labels.numpy(), None
-        if champion is None:
-            (candidate,), decision = verify([challenger], dataset, verifier), promotion.FIRST
-        else:
-            try:
-                candidate, rival = verify([challenger, champion], dataset, verifier)
-                decision = promotion.decide(candidate, rival, labels)
-            except RegistryError as error:
-                (candidate,) = verify([challenger], dataset, verifier)  # raises if the challenger is to blame
-                if not force:
-                    raise ChampionError(f"version {champion.version} stays champion, uncompared: {error}") from error
-                decision = promotion.Decision(False, f"not compared: {error}")
-        _tag_version(client, name, version, {"verified": "true"})
-        promoted = decision.promoted or force
-        forced = "by force, though " if promoted and not decision.promoted else ""
-        reason, tables = forced + decision.reason, promotion.tables(candidate, rival, labels, decision)
-        result = asdict(decision) | {"promoted": promoted, "reason": reason}
-        result = {f"promotion.{key}": value for key, value in result.items()}
-        _tag_version(client, name, version, packed("promotion", result))
-        client.update_model_version(name, version, description.of_version(candidate, rival, labels, decision, promoted))
-        if promoted:
-            set_champion(name, champion, version, "promotion", f"{why}; {reason}")
+    challenger = _get(name, version)
+    version = str(challenger.version)
+    verified: dict[str, Candidate] = {}
+    with started(verifier) as verifier:
+        while True:
+            champion = get_champion(name)
+            if champion and champion.version == challenger.version:
+                return Registration(name, version, True, "it is the champion already")
+            comparison = _compare(challenger, champion, dataset, verifier, verified)
+            with turn(name):  # two challengers must not both beat the same champion
+                if _number(get_champion(name)) == _number(champion):
+                    if comparison.error and not force:
+                        raise comparison.error
+                    return _conclude(name, challenger, champion, dataset, comparison, why=why, force=force)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A challenger and a champion, or the error of a champion that fails its checks."""
+
+    candidate: Candidate
+    rival: Candidate | None
+    decision: promotion.Decision
+    error: ChampionError | None = None
+
+
+def _compare(
+    challenger: ModelVersion,
+    champion: ModelVersion | None,
+    dataset: Dataset,
+    verifier: Verifier,
+    verified: dict[str, Candidate],
+) -> _Comparison:
+    """Compare two versions; `verified` keeps what was verified before.
+
+    Raises: RegistryError when the challenger fails its checks.
+    """
+
+    def check(*wanted: ModelVersion) -> None:
+        missing = [version for version in wanted if str(version.version) not in verified]
+        verified.update({found.version: found for found in verify(missing, dataset, verifier)} if missing else {})
+
+    number = str(challenger.version)
+    if champion is None:
+        check(challenger)
+        return _Comparison(verified[number], None, promotion.FIRST)
+    try:
+        check(challenger, champion)
+    except RegistryError as error:
+        check(challenger)  # raises if the challenger is to blame
+        refusal = ChampionError(f"version {champion.version} stays champion, uncompared: {error}")
+        refusal.__cause__ = error
+        return _Comparison(verified[number], None, promotion.Decision(False, f"not compared: {error}"), refusal)
+    candidate, rival = verified[number], verified[str(champion.version)]
+    return _Comparison(candidate, rival, promotion.decide(candidate, rival, dataset.test_labels.numpy()))
+
+
+def _conclude(
+    name: str,
+    challenger: ModelVersion,
+    champion: ModelVersion | None,
+    dataset: Dataset,
+    comparison: _Comparison,
+    *,
+    why: str,
+    force: bool,
+) -> Registration:
+    """Keep the comparison on the challenger's version, and make it the champion if it deserves it."""
+    client, version, labels = MlflowClient(), str(challenger.version), dataset.test_labels.numpy()
+    candidate, rival, decision = comparison.candidate, comparison.rival, comparison.decision
+    _tag_version(client, name, version, {"verified": "true"})
+    promoted = decision.promoted or force
+    forced = "by force, though " if promoted and not decision.promoted else ""
+    reason, tables = forced + decision.reason, promotion.tables(candidate, rival, labels, decision)
+    result = asdict(decision) | {"promoted": promoted, "reason": reason}
+    result = {f"promotion.{key}": value for key, value in result.items()}
+    _tag_version(client, name, version, packed("promotion", result))
+    client.update_model_version(name, version, description.of_version(candidate, rival, labels, decision, promoted))
+    if promoted:
+        set_champion(name, champion, version, "promotion", f"{why}; {reason}")
     return Registration(name, version, promoted, reason, "\n\n".join(map(columns, tables)))
 
 
@@ -176,12 +244,16 @@ def roll_back(name: str, dataset: Dataset, *, why: str, verifier: Verifier | Non
     Raises: RegistryError when there is no previous champion, or when it was measured on other data; VerificationError
     when it does not have the accuracy that was logged.
     """
-    with store_lock(name), _verifier(verifier) as verifier:
-        champion = get_champion(name)
-        previous = _previous(name, champion)
-        verify([previous], dataset, verifier)
-        version = str(previous.version)
-        set_champion(name, champion, version, "rollback", why)
+    with started(verifier) as verifier:
+        while True:
+            champion = get_champion(name)
+            previous = _previous(name, champion)
+            verify([previous], dataset, verifier)
+            version = str(previous.version)
+            with turn(name):
+                if _number(get_champion(name)) == _number(champion):
+                    set_champion(name, champion, version, "rollback", why)
+                    break
     return Registration(name, version, True, f"it was champion before; the champion was {_number(champion)}")
 
 
@@ -198,7 +270,7 @@ def _number(champion: ModelVersion | None) -> str:
     return f"version {champion.version}" if champion else "none"
 
 
-def _verifier(given: Verifier | None) -> contextlib.AbstractContextManager[Verifier]:
+def started(given: Verifier | None) -> contextlib.AbstractContextManager[Verifier]:
     """The caller's verifier, which the caller ends, or a new one."""
     return contextlib.nullcontext(given) if given else Verifier()
 

@@ -1,6 +1,7 @@
 """What a run's figures depend on: code, recipe, data, package versions, engine."""
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -17,7 +18,7 @@ from drilldown.steps import ROOT
 PACKAGE = Path(__file__).parents[1]
 WEIGHT_PACKAGES = ("engine", "learning")  # the code that makes the weights
 # Modules there that do not change the weights of a tracked training; the data's digest covers what own_data.py reads.
-NO_INFLUENCE = ("download.py", "files.py", "own_data.py", "side_by_side.py")
+NO_INFLUENCE = ("download.py", "files.py", "mapped.py", "own_data.py", "side_by_side.py")
 
 
 def fingerprint(
@@ -38,7 +39,7 @@ def fingerprint(
         "engine": engine,
     }
     return {
-        "code.digest": code_digest(step),
+        "code.digest": _code_digest_once(step),
         "dataset.digest": dataset.digest,
         "recipe.digest": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32],
         **{f"versions.{name}": version for name, version in versions().items()},
@@ -62,6 +63,10 @@ def code_digest(step: str) -> str:
                 node.body = node.body[1:]
         digest.update(f"{name}\n{ast.dump(tree)}".encode())
     return digest.hexdigest()[:32]
+
+
+# A process that trains one run after the other keeps the code that it started with, whatever happens to the files.
+_code_digest_once = functools.cache(code_digest)
 
 
 def versions() -> dict[str, str]:

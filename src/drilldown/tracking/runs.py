@@ -39,22 +39,24 @@ MAX_MISTAKES = 40  # images on mistakes.png
 
 
 @contextlib.contextmanager
-def run(name: str, tags: Mapping[str, str], resume: str | None = None) -> Iterator[str]:
+def run(name: str, tags: Mapping[str, str], run_id: str | None = None, *, resume: bool = False) -> Iterator[str]:
     """Open a run that ends FINISHED, KILLED or FAILED, as it truly did; yields its id.
 
-    Under `mlflow run` it is the run that MLflow has opened already. `resume` opens an earlier run instead, and the run
-    that `mlflow run` opened refers to it. One of the tags is `kind`, by which runs are told apart.
+    Under `mlflow run` it is the run that MLflow has opened already. `run_id` names another one: this process takes it
+    over from the process that opened it, or, with `resume`, goes on with it, and the run of `mlflow run` refers to it.
+    One of the tags is `kind`, by which runs are told apart.
 
     Raises: StoreError when the run cannot be closed.
     """
     client = mlflow.MlflowClient()
-    if resume:
-        mlflow.set_experiment(experiment_id=client.get_run(resume).info.experiment_id)  # wherever the run lies
+    if run_id:
+        mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)  # wherever the run lies
         for tag, value in prefixed(_liveness()).items():  # while it still names a dead process, others would close it
-            client.set_tag(resume, tag, value)
-        name_opened(f"resume of {name}", {"kind": "resume", "resumes": resume})
+            client.set_tag(run_id, tag, value)
+    if run_id and resume:
+        name_opened(f"resume of {name}", {"kind": "resume", "resumes": run_id})
     try:
-        active = mlflow.start_run(resume, tags=prefixed({"mlflow.runName": name, **tags, **_liveness()}))
+        active = mlflow.start_run(run_id, tags=prefixed({"mlflow.runName": name, **tags, **_liveness()}))
         store.describe_experiment(active.info.experiment_id)
         if f"{PREFIX}error" in active.data.tags:  # of its end before it was resumed
             client.delete_tag(active.info.run_id, f"{PREFIX}error")

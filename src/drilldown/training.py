@@ -1,0 +1,269 @@
+"""One training as an MLflow run: train or resume it, judge the model, and register it if it passed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from mlflow.exceptions import MlflowException
+from tqdm import tqdm
+
+from drilldown import process
+from drilldown.choices import DATASETS, DEFAULT_MODEL
+from drilldown.engine import accelerate
+from drilldown.errors import CheckpointError, DrilldownError, StoreError
+from drilldown.learning import checkpoint, data, side_by_side, train
+from drilldown.learning.evaluate import evaluate
+from drilldown.learning.recipe import Goal
+from drilldown.options import TrainOptions
+from drilldown.registry import registry
+from drilldown.registry.champion import dataset_of
+from drilldown.registry.verify import Verifier
+from drilldown.reporting import gate, report
+from drilldown.steps import ROOT, Step, load_step
+from drilldown.tracking import invocation, provenance, runs, store
+
+CHECKPOINTS = Path("checkpoints")
+IMAGES = ROOT / "docs" / "digits"  # to try a model on
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training in a run that is open already: what is asked of a worker."""
+
+    step: str
+    options: TrainOptions
+    run_id: str
+    register: bool = False  # whether the model is registered if it passes the gate
+
+    @property
+    def name(self) -> str:
+        """The name of the training, and of its run."""
+        return run_name(self.step, self.options.seed)
+
+
+def run_name(step: str, seed: int) -> str:
+    """The name of a training, and of its run."""
+    return f"{step} seed {seed}"
+
+
+@contextlib.contextmanager
+def explained_errors() -> Iterator[None]:
+    """Turn errors of MLflow and of memory into errors of one line."""
+    try:
+        yield
+    except MlflowException as error:
+        raise StoreError(store.explain(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise DrilldownError(f"out of memory: {error}; in training, a smaller batch_size needs less") from error
+
+
+def train_run(
+    name: str,
+    options: TrainOptions,
+    *,
+    run_id: str | None = None,
+    resume: bool = False,
+    dataset: data.Dataset | None = None,
+    register: bool = True,
+) -> None:
+    """Train one step in a run: track it, judge it, and register its model if it passes.
+
+    Args:
+        name: of the step.
+        options: what the user gave.
+        run_id: of a run that is open already; by default a new one is opened.
+        resume: continue that run from its saved state.
+        dataset: what the options stand for, if it is loaded already.
+        register: whether a model that passes the gate is registered.
+    """
+    step = load_step(name)
+    if resume:
+        assert run_id
+        options = runs.resume_options(run_id, name, options)
+    recipe = options.recipe(step.recipe)
+    device = train.prepare(options.seed, options.device, options.threads)
+    network = step.network()
+    acceleration = accelerate(network, engine=options.engine, device=device)
+    tags = {"kind": "train", "step": name}
+    with contextlib.ExitStack() as stack:
+        if resume:  # all that could forbid it is checked before the run is changed
+            assert run_id
+            dataset = dataset or load_dataset(options)
+            tags["dataset.location"] = dataset.location  # it may have moved since
+            fingerprint = find_fingerprint(step, options, dataset, device, acceleration.engine)
+            runs.check_fingerprint(run_id, fingerprint)
+            stack.enter_context(checkpoint.lock(CHECKPOINTS / run_id, fresh=False))
+        run_id = stack.enter_context(runs.run(run_name(name, options.seed), tags, run_id, resume=resume))
+        folder = CHECKPOINTS / run_id
+        if not resume:
+            stack.enter_context(checkpoint.lock(folder))
+            dataset = dataset or load_dataset(options)
+            runs.check_dataset(run_id, dataset)
+            fingerprint = find_fingerprint(step, options, dataset, device, acceleration.engine)
+        assert dataset
+        stack.enter_context(_resume_hint(name, run_id, folder, options))
+        state = train.init_state(network, recipe, dataset, options.seed, device)
+        goal = options.goal(step.target, dataset)
+        click.echo(
+            f"{name}, seed {options.seed}: {state.classifier.num_parameters:,} parameters, {dataset.name}, "
+            f"{recipe.epochs} epochs on {device.type}"
+        )
+        if dataset.is_own:
+            click.echo(dataset)
+        if acceleration.reason:
+            click.echo(f"engine: torch, because {acceleration.reason}")
+        logged = set()
+        if resume:
+            logged = _restore(state, folder, run_id, dataset.split)
+        else:
+            runs.log_start(fingerprint, state, recipe, goal, dataset, options, acceleration.engine)
+        verifier = stack.enter_context(Verifier())
+        for row in train.fit(state, recipe, dataset, acceleration.engine):
+            checkpoint.save(state, folder)  # first: if logging fails, `resume` logs this epoch from the saved state
+            if row.epoch not in logged:  # after a damaged state, an epoch that was logged is trained again
+                runs.log_epoch(row, dataset.split)
+            tqdm.write(report.epoch_line(row, recipe.epochs, dataset.split))
+            can_pass = register and gate.can_pass(state.accuracies, dataset.split, goal)
+            if row.epoch == recipe.epochs - 1 and can_pass:
+                verifier.start()  # its imports take seconds
+        _finish(step, options.seed, run_id, state, dataset, goal, verifier, register)
+    checkpoint.clear(folder)
+
+
+def train_together(
+    tasks: Sequence[Task], dataset: data.Dataset | None, ended: Callable[[Task, Exception | None], None]
+) -> None:
+    """Train the same step with several seeds at the same time, on one CUDA device; `ended` is told of each.
+
+    The runs are filled when their trainings are over. No state is saved: these trainings take seconds.
+    """
+    name, options = tasks[0].step, tasks[0].options
+    step, dataset = load_step(name), dataset or load_dataset(options)
+    recipe, goal, device = options.recipe(step.recipe), options.goal(step.target, dataset), torch.device("cuda")
+    by_seed = {task.options.seed: task for task in tasks}
+    for trained in side_by_side.fit_side_by_side(step.network, recipe, dataset, list(by_seed)):
+        task, failure = by_seed[trained.seed], None
+        tags = {"kind": "train", "step": name}
+        try:
+            with explained_errors(), runs.run(task.name, tags, task.run_id), Verifier() as verifier:
+                runs.check_dataset(task.run_id, dataset)
+                fingerprint = find_fingerprint(step, task.options, dataset, device, "torch")
+                runs.log_start(fingerprint, trained.state, recipe, goal, dataset, task.options, "torch")
+                for row in trained.state.history:
+                    runs.log_epoch(row, dataset.split)
+                if trained.error:
+                    raise trained.error
+                _finish(step, trained.seed, task.run_id, trained.state, dataset, goal, verifier, task.register)
+        except DrilldownError as error:
+            failure = error
+        ended(task, failure)
+
+
+def load_dataset(options: TrainOptions) -> data.Dataset:
+    """Load what the options stand for, without the real test images if a validation slice is asked for."""
+    return data.load(options.dataset, options.data_dir or None).hold_out(options.validation)
+
+
+def find_fingerprint(
+    step: Step, options: TrainOptions, dataset: data.Dataset, device: torch.device, engine: str
+) -> dict[str, str]:
+    """What makes the result of a training."""
+    return provenance.fingerprint(
+        step.name,
+        recipe=options.recipe(step.recipe),
+        goal=options.goal(step.target, dataset),
+        dataset=dataset,
+        seed=options.seed,
+        device=device,
+        engine=engine,
+    )
+
+
+@contextlib.contextmanager
+def _resume_hint(name: str, run_id: str, folder: Path, options: TrainOptions) -> Iterator[None]:
+    """Say how to resume a run that was stopped, or whose store or disk failed."""
+    given = {"data_dir": options.data_dir} if options.data_dir else {}  # the run keeps everything else
+    hint = invocation.command(name, resume=run_id, **given)  # now, as the store may not answer then
+    try:
+        yield
+    except (process.Stopped, MlflowException, CheckpointError, OSError):
+        if checkpoint.exists(folder):
+            click.echo(f"to resume it: {hint}")
+        raise
+
+
+def _restore(state: train.TrainState, folder: Path, run_id: str, split: str) -> set[int]:
+    """Restore the saved state of a run; returns the epochs that the store has."""
+    for damage in checkpoint.restore(state, folder):
+        click.echo(f"warning: {damage}; the state before it is used", err=True)
+    logged = runs.logged_epochs(run_id)
+    for row in state.history:
+        if row.epoch not in logged:
+            runs.log_epoch(row, split)
+    click.echo(f"resumes after epoch {len(state.history)}")
+    return logged
+
+
+def _finish(
+    step: Step,
+    seed: int,
+    run_id: str,
+    state: train.TrainState,
+    dataset: data.Dataset,
+    goal: Goal,
+    verifier: Verifier,
+    register: bool,
+) -> None:
+    """Judge the trained model, log it, and register it if it passed and `register` is true."""
+    history, split = state.history, dataset.split
+    verdict = gate.judge(state.accuracies, split, state.classifier.num_parameters, goal)
+    classifier = state.eval_model.cpu()  # the exported model runs on the CPU, so it is judged there
+    evaluation = evaluate(classifier, dataset.test_images, dataset.test_labels)
+    if verdict.passed and register:
+        verifier.start()  # unless it runs already; meanwhile this process draws and exports
+    text = report.markdown(step.docstring, seed, history, verdict, goal, split)
+    model = runs.log_end(state, evaluation, verdict, goal, dataset, text, f"{step.name}-seed{seed}")
+    click.echo(report.verdict_lines(verdict))
+    files = ("report.md", "curves.png", "mistakes.png")
+    comparison = how_to_compare(dataset)
+    if not (verdict.passed and register):
+        click.echo("nothing registered")
+        say(invocation.next_steps(files, comparison))
+        return
+    registration = registry.register(model, run_id, step.name, verdict, evaluation.accuracy, dataset, verifier)
+    say_registered(registration)
+    say(invocation.next_steps(files, [*how_to_use(registration.name), *comparison], registration.name))
+
+
+def say_registered(registration: registry.Registration) -> None:
+    """Say what the registration came to."""
+    role = "champion" if registration.champion else "challenger"
+    say(registration.details)
+    click.echo(f"registered {registration.name} version {registration.version} as {role}: {registration.reason}")
+
+
+def how_to_use(model: str) -> list[str]:
+    """How to use the model's champion."""
+    given = {} if model == DEFAULT_MODEL else {"model": f"models:/{model}@champion"}
+    images = os.path.relpath(IMAGES) if dataset_of(model) in DATASETS else "PICTURES"  # of the user's own data
+    return [invocation.serve_command(model), invocation.command("predict", images=images, **given)]
+
+
+def how_to_compare(dataset: data.Dataset) -> list[str]:
+    """How to compare a run with others, if it was measured on the test images."""
+    given = {"dataset": dataset.name} if dataset.is_own else {}
+    return [invocation.command("compare", **given)] if dataset.split == "test" else []
+
+
+def say(text: str) -> None:
+    """Print the text, unless it is empty."""
+    if text:
+        click.echo(text)
