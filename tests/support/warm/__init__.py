@@ -24,8 +24,7 @@ COLD = {"COLD_START": "1"}  # in the environment of a program: it starts as user
 def programs() -> Path:
     """Start the server, once per process of pytest; it ends with that process.
 
-    Returns: a folder like the environment's `bin`, where `python` and `mlflow` start warm; `bin` itself where the system
-    is not Linux.
+    Returns: a folder like the environment's `bin`, where `python` and `mlflow` start warm; not on Linux, `bin` itself.
     """
     if not hasattr(os, "pidfd_open"):
         return BIN

@@ -3,6 +3,8 @@
 What the server does not run (`python -c`, MLflow's servers), or is not to run (COLD_START is set), starts by itself.
 """
 
+# pathlib takes longer to import than everything else here.
+# ruff: noqa: PTH109, PTH118, PTH120
 import json
 import os
 import signal

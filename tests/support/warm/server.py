@@ -1,8 +1,8 @@
 """Fork processes that have PyTorch, MLflow and the like imported already: `python -I server.py SOCKET`.
 
 Each connection is one program. Its first message is the program as JSON, with the client's standard input, output and
-error; any further byte is a signal for it. The answer is its wait status. A client that goes away kills its program, and
-the end of the server's input ends the server. Nothing of this project is imported before the fork.
+error; any further byte is a signal for it. The answer is its wait status. When a client goes away, its program is
+killed. The server ends at the end of its input. Nothing of this project is imported before the fork.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import selectors
 import signal
 import socket
 import sys
+from pathlib import Path
 
 PACKAGES = (  # what a training and a prediction have imported at their end
     "torch._dynamo", "torch._functorch.aot_autograd", "torch._inductor.codecache", "torch._inductor.freezing_utils",
@@ -102,9 +103,9 @@ def become(program: dict) -> None:
         sys.modules["torch"].set_num_threads(int(threads))
     isolated, module, name, sys.argv = program["isolated"], program["module"], program["name"], program["arguments"]
     if not isolated:
-        path = os.environ.get("PYTHONPATH", "")
-        own = [os.getcwd() if module else os.path.dirname(name)]
-        sys.path[:0] = own + [os.path.abspath(folder) for folder in path.split(os.pathsep) if folder]
+        folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        own = Path() if module else Path(name).parent
+        sys.path[:0] = [str(folder.absolute()) for folder in [own, *map(Path, filter(None, folders))]]
     if module:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     else:
