@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from dataclasses import replace
 
 import mlflow
@@ -14,7 +13,6 @@ from drilldown import __main__, steps, workflow
 from drilldown.errors import DrilldownError
 from drilldown.learning.recipe import Target
 from drilldown.tracking.tags import ours
-from tests.support import warm
 from tests.support.interruption import interrupted_after_an_epoch
 from tests.support.own_data import NAMES, mirrored, write_folder, write_npz
 from tests.support.registered import verify_in_process
@@ -38,9 +36,8 @@ def folder(tmp_path, arrays):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command in this process; returns what it printed. The processes that it starts, start warm."""
-    monkeypatch.setattr(sys, "executable", warm.python())
+def run(capsys, warm_start):
+    """Run a command in this process; returns what it printed."""
 
     def run(*arguments):
         __main__.main(list(map(str, arguments)))
@@ -50,9 +47,8 @@ def run(capsys, monkeypatch):
 
 
 @pytest.fixture
-def refused(capsys, monkeypatch):
-    """Run a command that ends with an error; returns the error's line. The processes that it starts, start warm."""
-    monkeypatch.setattr(sys, "executable", warm.python())
+def refused(capsys, warm_start):
+    """Run a command that ends with an error; returns the error's line."""
 
     def refused(*arguments):
         capsys.readouterr()

@@ -331,7 +331,7 @@ def test_concurrent_challengers_are_promoted_one_after_the_other(
     assert len(changes()) == 1
 
 
-def test_the_caller_may_start_the_verifier_early(store, tracked, digits):
+def test_the_caller_may_start_the_verifier_early(store, warm_start, tracked, digits):
     with Verifier() as verifier:
         verifier.start()
         process = verifier._process
@@ -375,7 +375,7 @@ def test_versions_and_history_of_the_first_edition(store, in_process, trained, d
     assert ours(version.tags)["promotion.promoted"] == "True"
 
 
-def test_a_model_that_needs_pickle_is_not_promoted(store, digits):
+def test_a_model_that_needs_pickle_is_not_promoted(store, warm_start, digits):
     class Pickled(mlflow.pyfunc.PythonModel):
         def predict(self, model_input: list[str]) -> list[str]:
             return model_input

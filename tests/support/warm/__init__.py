@@ -7,7 +7,6 @@ are imported by each process, from its own path.
 import atexit
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,12 +43,7 @@ def programs() -> Path:
     assert server.stdin
     assert server.stdout
     assert server.stdout.readline(), "the server of warm programs did not start"
-
-    def end() -> None:
-        server.communicate()
-        shutil.rmtree(folder)
-
-    atexit.register(end)
+    atexit.register(server.communicate)
     return shims
 
 

@@ -47,6 +47,8 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         signal.signal(number, lambda number, frame: server.send(bytes([number])))
     status = int(server.recv(16) or 256)
 if os.WIFSIGNALED(status):
-    signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
-    os.kill(os.getpid(), os.WTERMSIG(status))
+    number = os.WTERMSIG(status)
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 sys.exit(os.WEXITSTATUS(status))

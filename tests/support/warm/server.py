@@ -2,7 +2,8 @@
 
 Each connection is one program. Its first message is the program as JSON, with the client's standard input, output and
 error; any further byte is a signal for it. The answer is its wait status. When a client goes away, its program is
-killed. The server ends at the end of its input. Nothing of this project is imported before the fork.
+killed. At the end of its input the server ends, and removes the socket's folder. Nothing of this project is imported
+before the fork.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -40,6 +42,8 @@ def serve(listener: socket.socket) -> dict | None:
     while True:
         for key, _ in clients.select():
             if key.fd == 0:
+                for pid in {other.data[0] for other in clients.get_map().values() if other.data}:
+                    os.kill(pid, signal.SIGKILL)
                 return None
             if key.fileobj is listener:
                 client, _ = listener.accept()
@@ -126,3 +130,5 @@ if __name__ == "__main__":
         program = serve(listener)
     if program:
         become(program)
+    else:
+        shutil.rmtree(Path(sys.argv[1]).parent)
