@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import shutil
+import sys
 
 import pytest
 
@@ -27,12 +28,14 @@ if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves 
     os.environ.setdefault("MNIST_MIRROR", SHARED_MNIST.as_uri() + "/")
 
 SLOWEST = (
-    "test_documented_commands",
     "test_lifecycle",
-    "test_side_by_side",
+    "test_documented_commands",
     "test_nested",
+    "test_side_by_side",
     "test_own_data",
     "test_registry",
+    "test_places",
+    "test_cache",
     "test_hints",
 )
 
@@ -115,6 +118,14 @@ def store(empty_database, tmp_path, monkeypatch):
     yield mlflow.MlflowClient()
     while mlflow.active_run():
         mlflow.end_run()
+
+
+@pytest.fixture
+def warm_start(monkeypatch):
+    """The Python processes that this one starts, start warm."""
+    from tests.support import warm
+
+    monkeypatch.setattr(sys, "executable", warm.python())
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def trained(project):
-    """Step 4 on the digits, on a folder that has no store yet."""
-    done = project.mlflow_run("step4", dataset="digits")
+    """Step 4 on the digits, on a folder that has no store yet, started as users start it."""
+    with project.cold():
+        done = project.mlflow_run("step4", dataset="digits")
     assert done.returncode == 0, done.stderr
     return done
 
@@ -153,7 +154,8 @@ def test_an_environment_built_from_nothing_but_conda_yaml(tmp_path):
     """The whole lifecycle once more, in a folder and an environment of its own."""
     project = Project(tmp_path / "project")
     project.environment["MLFLOW_ENV_ROOT"] = str(tmp_path / "environments")
-    done = project.mlflow_run("step4", env_manager="uv", dataset="digits", seed=1)
+    with project.cold():
+        done = project.mlflow_run("step4", env_manager="uv", dataset="digits", seed=1)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "registered digits-cnn version 1 as champion" in done.stdout
     assert list((tmp_path / "environments").rglob("torchsummary"))

@@ -36,7 +36,7 @@ def folder(tmp_path, arrays):
 
 
 @pytest.fixture
-def run(capsys):
+def run(capsys, warm_start):
     """Run a command in this process; returns what it printed."""
 
     def run(*arguments):
@@ -47,7 +47,7 @@ def run(capsys):
 
 
 @pytest.fixture
-def refused(capsys):
+def refused(capsys, warm_start):
     """Run a command that ends with an error; returns the error's line."""
 
     def refused(*arguments):

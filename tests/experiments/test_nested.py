@@ -171,14 +171,15 @@ def open_files(pid):
 finds_processes = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
 
 
+REPEAT = (  # two seeds of step 4 on the digits, at the same time
+    *(sys.executable, "-m", "drilldown", "repeat", "--step", "step4", "--dataset", "digits"),
+    *("--seeds", "2", "--jobs", "2"),
+)
+
+
 def start_repeat(project, *parameters):
-    """Start a repetition: two seeds of step 4 on the digits, at the same time."""
-    command = [
-        sys.executable, "-m", "drilldown", "repeat", "--step", "step4", "--dataset", "digits", "--seeds", "2",
-        "--jobs", "2", *parameters,
-    ]  # fmt: skip
-    project.environment["PYTHONPATH"] = str(project.folder / "src")
-    return project.start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    """Start a repetition, to be stopped."""
+    return project.start(*REPEAT, *parameters, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
@@ -223,10 +224,10 @@ def test_a_killed_seed_stops_no_other_and_the_next_repetition_reuses_the_finishe
     assert parent.data.metrics["seeds"] == 2
     assert "seeds.png" in {file.path for file in project.client().list_artifacts(parent.info.run_id)}
 
-    process = start_repeat(project, "--epochs", "6", "--target", "20")
-    stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
-    assert [line.endswith("(reused)") for line in stdout.splitlines() if line.startswith("step4 seed")] == [True, False]
+    done = project.command(*REPEAT, "--epochs", "6", "--target", "20")
+    assert done.returncode == 0, done.stderr
+    reused = [line.endswith("(reused)") for line in done.stdout.splitlines() if line.startswith("step4 seed")]
+    assert reused == [True, False]
     parent = project.runs()[1]  # the newest is seed 1's
     kept = json.loads(Path(project.client().download_artifacts(parent.info.run_id, "repeat.json")).read_text())
     assert [(run["seed"], run["reused"], run["error"]) for run in kept["runs"]] == [(0, True, None), (1, False, None)]

@@ -64,7 +64,8 @@ def seconds(tmp_path_factory):
     project = Project(tmp_path_factory.mktemp("undisturbed"))
     database.ensure(project.folder / "mlflow.db")
     started = time.monotonic()
-    done = project.command("mlflow", "run", ".", "-e", "step4", "--env-manager", "local", *as_parameters(TRAINING))
+    with project.cold():
+        done = project.command("mlflow", "run", ".", "-e", "step4", "--env-manager", "local", *as_parameters(TRAINING))
     assert done.returncode == 0, done.stderr
     assert "registered digits-cnn version 1 as champion" in done.stdout
     return time.monotonic() - started

@@ -381,7 +381,7 @@ def test_a_rollback_goes_back_from_the_champion_of_now(store, in_process, traine
     assert changes()[-2:] == [("promotion", "3", "1"), ("rollback", "1", "3")]
 
 
-def test_the_caller_may_start_the_verifier_early(store, tracked, digits):
+def test_the_caller_may_start_the_verifier_early(store, warm_start, tracked, digits):
     with Verifier() as verifier:
         verifier.start()
         process = verifier._process
@@ -462,7 +462,7 @@ def test_a_model_that_predicts_other_classes_than_the_network_is_not_promoted(
     assert aliases(store) == {"challenger": "1"}
 
 
-def test_a_model_that_needs_pickle_is_not_promoted(store, digits):
+def test_a_model_that_needs_pickle_is_not_promoted(store, warm_start, digits):
     class Pickled(mlflow.pyfunc.PythonModel):
         def predict(self, model_input: list[str]) -> list[str]:
             return model_input

@@ -16,9 +16,12 @@ from typing import TypeVar
 Answer = TypeVar("Answer")
 
 
-def with_programs(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment with this interpreter's programs (mlflow, python, …) first on the PATH."""
-    return {**environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"}
+BIN = Path(sys.executable).parent
+
+
+def with_programs(environment: Mapping[str, str], programs: Path = BIN) -> dict[str, str]:
+    """Return the environment with the programs of a folder (mlflow, python, …) first on the PATH."""
+    return {**environment, "PATH": f"{programs}{os.pathsep}{environment['PATH']}"}
 
 
 def wait_until(condition: Callable[[], Answer], *, seconds: float, for_what: str) -> Answer:

@@ -5,14 +5,18 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
+import pytest
 from torch import nn
 
 from drilldown.engine import accelerate
 from drilldown.steps import ROOT
 from drilldown.tracking.store import EXPERIMENT
+from tests.support import warm
 from tests.support.programs import with_programs
 
 NOWHERE = "http://127.0.0.1:9/"  # nothing listens there
@@ -38,13 +42,17 @@ def copy_project(folder: Path) -> Path:
 
 
 class Project:
-    """A copy of the project with a store of its own."""
+    """A copy of the project with a store of its own.
+
+    What runs to its end starts warm (tests/support/warm); what is started, to be stopped, starts as users start it.
+    """
 
     def __init__(self, folder: Path):
         self.folder = copy_project(folder)
-        others = ("MLFLOW_", "PYTHONPATH", "MAKE", "MFLAGS")  # `make test` hands its ARGS on in MAKEFLAGS
+        # `make test` hands its ARGS on in MAKEFLAGS; without bytecode each process would compile the copy again.
+        others = ("MLFLOW_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "MAKE", "MFLAGS")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-        self.environment = with_programs(kept) | {
+        self.environment = with_programs(kept, warm.programs()) | {
             "GIT_PYTHON_REFRESH": "quiet",
             "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
             "PYTHONPATH": str(folder / "src"),  # an editable installation would lead to the original
@@ -52,15 +60,24 @@ class Project:
         }
         self.tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
 
+    @contextmanager
+    def cold(self) -> Iterator[None]:
+        """Start programs in this context as users start them."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in warm.COLD.items():
+                patch.setitem(self.environment, name, value)
+            yield
+
     def link_environment(self) -> None:
         """Give it the environment that runs the test, as `make setup` would."""
         (self.folder / ".venv").mkdir()
-        for entry in ("bin", "lib", "pyvenv.cfg"):
-            (self.folder / ".venv" / entry).symlink_to(Path(sys.prefix) / entry)
+        for entry in (warm.programs(), Path(sys.prefix, "lib"), Path(sys.prefix, "pyvenv.cfg")):
+            (self.folder / ".venv" / entry.name).symlink_to(entry)
         (self.folder / ".venv" / ".installed").touch()
 
     def command(self, *command: str, **settings) -> subprocess.CompletedProcess:
         """Run a command to its end."""
+        command = tuple(warm.python() if part == sys.executable else part for part in command)
         return subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=550, **settings
         )
@@ -70,7 +87,7 @@ class Project:
         return subprocess.Popen(
             command,
             cwd=self.folder,
-            env=self.environment,
+            env=self.environment | warm.COLD,
             text=True,
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it

@@ -21,7 +21,7 @@ from tests.support.tracked import GOAL, track
 
 @pytest.fixture
 def tracked(store, trained, digits):
-    return track(trained, digits)
+    return track(trained, digits, figures=True)
 
 
 def test_runs_that_log_the_same_dataset_at_once_take_turns(store, digits, monkeypatch):
@@ -121,7 +121,7 @@ def test_every_figure_says_what_it_shows_and_of_which_run(store, trained, digits
     monkeypatch.setattr(runs.mlflow, "log_figure", lambda figure, name: logged.update({name: figure.texts}))
     monkeypatch.setattr(export, "log_model", lambda *_: type("Info", (), {"model_id": None}))
     monkeypatch.setattr(runs, "MAX_MISTAKES", 3)
-    run_id, _, _, evaluation = track(trained, digits)
+    run_id, _, _, evaluation = track(trained, digits, figures=True)
     count = len(evaluation.mistakes())
     assert count > 3
     assert {name: texts[0].get_text() for name, texts in logged.items()} == {

@@ -1,0 +1,54 @@
+"""Start a Python program by the server, and end as it ends: `python -IS client.py SOCKET FOLDER PROGRAM ARGUMENTS…`.
+
+What the server does not run (`python -c`, MLflow's servers), or is not to run (COLD_START is set), starts by itself.
+"""
+
+# pathlib takes longer to import than everything else here.
+# ruff: noqa: PTH109, PTH118, PTH120
+import json
+import os
+import signal
+import socket
+import sys
+
+_, address, folder, program, *arguments = sys.argv
+
+
+def understand() -> dict | None:
+    """Read the command line as `python` would; None if the program is to start by itself."""
+    if "COLD_START" in os.environ:
+        return None
+    if program == "mlflow":
+        run = {"isolated": True, "module": True, "name": "mlflow"} if arguments[:1] == ["run"] else None
+        return run and run | {"arguments": ["mlflow", *arguments]}
+    rest = arguments
+    if isolated := rest[:1] == ["-I"]:
+        rest = rest[1:]
+    if module := rest[:1] == ["-m"]:
+        rest = rest[1:]
+    if not rest or rest[0].startswith("-") or (module and rest[:2] != ["mlflow", "run"] and rest[0] == "mlflow"):
+        return None
+    return {"isolated": isolated, "module": module, "name": rest[0], "arguments": rest}
+
+
+if (given := understand()) is None:
+    real = os.path.join(folder, program)
+    os.execv(real, [real, *arguments])
+given |= {
+    "folder": os.getcwd(),
+    "umask": os.umask(0),
+    "environment": dict(os.environ),
+    "python": os.path.join(os.path.dirname(address), "bin", "python"),
+}
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+    server.connect(address)
+    socket.send_fds(server, [json.dumps(given).encode()], [0, 1, 2])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: server.send(bytes([number])))
+    status = int(server.recv(16) or 256)
+if os.WIFSIGNALED(status):
+    number = os.WTERMSIG(status)
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+sys.exit(os.WEXITSTATUS(status))
