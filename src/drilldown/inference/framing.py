@@ -5,12 +5,14 @@ cut into components; one of them, with what is near it, is the digit; and that i
 docs/inference.md says what each constant was chosen on.
 """
 
+import contextlib
+import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -72,15 +74,20 @@ def read_image(file: Path, keep_framed: bool = False) -> np.ndarray:
 
     Raises: PredictError, and whatever PIL raises for damaged or hostile files.
     """
+    with open_picture(file) as picture:
+        (frame,) = frame_parts(picture, keep_framed=keep_framed)
+        return frame
+
+
+@contextlib.contextmanager
+def open_picture(source: Path | bytes) -> Iterator["Image.Image"]:
+    """Open a picture, a file or the bytes of one, without decoding it yet; upright, as its EXIF data says.
+
+    Raises: PredictError, and whatever PIL raises for damaged or hostile files.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    if file.is_symlink() and not Path(os.path.realpath(file, strict=True)).is_relative_to(file.parent.resolve()):
-        raise PredictError("it is a link that points outside the folder")
-    if not file.is_file():
-        raise PredictError("it is not a file")  # a folder, or a pipe, which could block forever
-    if (size := file.stat().st_size) > MAX_BYTES:
-        raise PredictError(f"it has {size:,} bytes: at most {MAX_BYTES:,} are read")
-    with file.open("rb") as stream, warnings.catch_warnings():
+    with _opened(source) as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL could read the file anyway
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -89,9 +96,34 @@ def read_image(file: Path, keep_framed: bool = False) -> np.ndarray:
             raise PredictError(f"cannot identify image file: it is none of {', '.join(FORMATS)}") from None
         picture.draft("L", (JPEG_SIDE, JPEG_SIDE))  # a JPEG is decoded in gray, and a large one smaller: faster
         ImageOps.exif_transpose(picture, in_place=True)
-        if keep_framed and picture.size == (28, 28):
-            return np.asarray(picture.convert("L"))
-        return to_frame(picture)
+        yield picture
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    """A picture's bytes, after a check that they may be read, and are not too many."""
+    if isinstance(source, bytes):
+        size = len(source)
+    else:
+        if source.is_symlink():
+            target = Path(os.path.realpath(source, strict=True))
+            if not target.is_relative_to(source.parent.resolve()):
+                raise PredictError("it is a link that points outside the folder")
+        if not source.is_file():
+            raise PredictError("it is not a file")  # a folder, or a pipe, which could block forever
+        size = source.stat().st_size
+    if size > MAX_BYTES:
+        raise PredictError(f"it has {size:,} bytes: at most {MAX_BYTES:,} are read")
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def frame_parts(picture: "Image.Image", *, several: bool = False, keep_framed: bool = False) -> list[np.ndarray]:
+    """Bring a picture of a digit into MNIST's format; with `several`, each digit in it, from left to right.
+
+    With `keep_framed`, a picture of 28×28 pixels stays as it is (see `read_image`).
+    """
+    if keep_framed and picture.size == (28, 28):
+        return [np.asarray(picture.convert("L"))]
+    return [to_frame(picture)]
 
 
 def to_frame(picture: "Image.Image") -> np.ndarray:

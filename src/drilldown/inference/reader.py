@@ -1,0 +1,107 @@
+"""Reading: from pictures to answers, each a digit or the reason why there is none.
+
+`predict`, the served endpoint and the drawing page all read by this module, so that they answer alike.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from drilldown.inference.framing import frame_parts, open_picture
+from drilldown.messages import printable
+
+BATCH_SIZE = 256  # pictures per call of the model
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is read in one picture, or in one of its parts.
+
+    Either `refusal` says in one sentence why there is no answer, and `digit` and what follows from it are None; or the
+    digit is there. It may be `unsure`: then the answer deserves no trust.
+    """
+
+    source: str  # name of the picture
+    refusal: str | None = None
+    digit: int | None = None
+    name: str | None = None  # of the class: the digit itself, unless the model's data names its classes
+    probability: float | None = None
+    second_digit: int | None = None
+    second_name: str | None = None
+    second_probability: float | None = None
+    unsure: bool = False
+    part: int | None = None  # from 1, left to right, where the parts of a picture are read one by one
+    probabilities: tuple[float, ...] | None = None  # of the ten classes
+    framed: np.ndarray | None = None  # what the model saw: uint8 (28, 28)
+
+
+class Model(Protocol):
+    """A loaded model, as `predict.load` returns it."""
+
+    metadata: Any
+
+    def predict(self, data: np.ndarray) -> Any:
+        """Map uint8 (N, 28, 28) to probabilities (N, 10)."""
+
+
+class Reader:
+    """Reads pictures with a loaded model, and with what its version keeps to judge its own answers."""
+
+    def __init__(self, model: Model, *, several: bool = False) -> None:
+        """Take a model; with `several`, each part of a picture is read, left to right, instead of refusing it."""
+        kept = model.metadata.metadata or {}  # see tracking/export.py
+        self.model = model
+        self.several = several
+        self.classes: Sequence[str] | None = kept.get("classes")  # of data of the user's own
+
+    def read(self, pictures: Sequence[Path | str | bytes], names: Sequence[str] | None = None) -> Iterator[Answer]:
+        """Read each picture: a path, or the bytes of a file; yields at least one answer for each, in order.
+
+        `names` are the pictures' names in the answers; by default their paths, or "picture 1" and so on. Whatever is
+        in one picture, it is answered, and so are the others.
+        """
+        names = names or [
+            f"picture {number}" if isinstance(picture, bytes) else str(picture)
+            for number, picture in enumerate(pictures, 1)
+        ]
+        for start in range(0, len(pictures), BATCH_SIZE):
+            batch = slice(start, start + BATCH_SIZE)
+            framed = map(self._frame, pictures[batch], names[batch])
+            yield from self._answer([answer for parts in framed for answer in parts])
+
+    def _frame(self, picture: Path | str | bytes, name: str) -> list[Answer]:
+        """The picture, or its parts, framed; or a refusal."""
+        source = printable(name)
+        try:
+            with open_picture(Path(picture) if isinstance(picture, str) else picture) as opened:
+                frames = frame_parts(opened, several=self.several, keep_framed=self.classes is not None)
+        except Exception as error:  # whatever is in one file, the others are read
+            return [Answer(source, printable(str(error) or type(error).__name__))]
+        return [
+            Answer(source, framed=frame, part=number if self.several else None)
+            for number, frame in enumerate(frames, 1)
+        ]
+
+    def _answer(self, answers: list[Answer]) -> Iterator[Answer]:
+        """Ask the model about all frames at once, and complete the answers."""
+        frames = [answer.framed for answer in answers if answer.framed is not None]
+        probabilities = iter(np.asarray(self.model.predict(np.stack(frames))) if frames else ())
+        for answer in answers:
+            yield answer if answer.framed is None else self._complete(answer, next(probabilities))
+
+    def _complete(self, answer: Answer, probabilities: np.ndarray) -> Answer:
+        second, first = probabilities.argsort()[-2:].tolist()
+        names = [*(self.classes or ()), *map(str, range(len(self.classes or ()), len(probabilities)))]
+        return replace(
+            answer,
+            digit=first,
+            name=names[first],
+            probability=float(probabilities[first]),
+            second_digit=second,
+            second_name=names[second],
+            second_probability=float(probabilities[second]),
+            probabilities=tuple(probabilities.tolist()),
+        )
