@@ -75,8 +75,9 @@ def read_image(file: Path, keep_framed: bool = False) -> np.ndarray:
     Raises: PredictError, and whatever PIL raises for damaged or hostile files.
     """
     with open_picture(file) as picture:
-        (frame,) = frame_parts(picture, keep_framed=keep_framed)
-        return frame
+        if keep_framed and picture.size == (28, 28):
+            return np.asarray(picture.convert("L"))
+        return to_frame(picture)
 
 
 @contextlib.contextmanager
@@ -116,16 +117,6 @@ def _opened(source: Path | bytes) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
-def frame_parts(picture: "Image.Image", *, several: bool = False, keep_framed: bool = False) -> list[np.ndarray]:
-    """Bring a picture of a digit into MNIST's format; with `several`, each digit in it, from left to right.
-
-    With `keep_framed`, a picture of 28×28 pixels stays as it is (see `read_image`).
-    """
-    if keep_framed and picture.size == (28, 28):
-        return [np.asarray(picture.convert("L"))]
-    return [to_frame(picture)]
-
-
 def to_frame(picture: "Image.Image") -> np.ndarray:
     """Bring a picture of one digit into MNIST's format, as its authors describe it (http://yann.lecun.com/exdb/mnist/).
 
@@ -134,12 +125,16 @@ def to_frame(picture: "Image.Image") -> np.ndarray:
 
     Raises: PredictError when the picture has one color only, or pixels that are not numbers.
     """
-    if picture.size == (28, 28):
-        pixels = np.asarray(to_gray(picture)).astype(np.uint8)
-        for frame in (pixels, 255 - pixels):
-            if is_framed(frame):
-                return frame
-    return compose(find_writing(picture))
+    frame = framed_already(picture)
+    return compose(find_writing(picture)) if frame is None else frame
+
+
+def framed_already(picture: "Image.Image") -> np.ndarray | None:
+    """The pixels of a picture that is in MNIST's format, or in its negative; else None."""
+    if picture.size != (28, 28):
+        return None
+    pixels = np.asarray(to_gray(picture)).astype(np.uint8)
+    return next((frame for frame in (pixels, 255 - pixels) if is_framed(frame)), None)
 
 
 def is_framed(pixels: np.ndarray) -> bool:
@@ -157,19 +152,32 @@ def find_writing(picture: "Image.Image") -> Writing:
     Raises: PredictError when the picture has one color only, or pixels that are not numbers.
     """
     gray = to_gray(picture)
-    page = shrink(gray)
-    found = search(page)
-    if found is None:
-        raise PredictError("it is of one colour: there is no digit in it")
-    if page.shape != (gray.height, gray.width):
-        rows, columns = _extent(found.mask)
-        size = _size(rows, columns)
-        if size < CLOSE_SIDE:
-            scale = gray.width / page.shape[1] if page.shape[1] > page.shape[0] else gray.height / page.shape[0]
-            left, top = (max(0, int((part.start - size / 2) * scale)) for part in (columns, rows))
-            right, bottom = (int((part.stop + size / 2) * scale) + 1 for part in (columns, rows))
-            return search(shrink(gray.crop((left, top, min(right, gray.width), min(bottom, gray.height))))) or found
+    return look_closer(gray, search_page(gray))
+
+
+def search_page(gray: "Image.Image") -> Writing:
+    """Find the ink on a page, and the digit in it, in a picture of at most SEARCH_SIDE.
+
+    Raises: PredictError when the page has one color only.
+    """
+    if (found := search(shrink(gray))) is None:
+        raise PredictError("nothing is written here: it is of one colour")
     return found
+
+
+def look_closer(gray: "Image.Image", found: Writing, margin: float = 0.5) -> Writing:
+    """Search a digit that is small on its page again, in its place, with a margin of that share of its size."""
+    page = found.ink
+    if page.shape == (gray.height, gray.width):
+        return found
+    rows, columns = _extent(found.mask)
+    size = _size(rows, columns)
+    if size >= CLOSE_SIDE:
+        return found
+    scale = gray.width / page.shape[1] if page.shape[1] > page.shape[0] else gray.height / page.shape[0]
+    left, top = (max(0, int((part.start - size * margin) * scale)) for part in (columns, rows))
+    right, bottom = (int((part.stop + size * margin) * scale) + 1 for part in (columns, rows))
+    return search(shrink(gray.crop((left, top, min(right, gray.width), min(bottom, gray.height))))) or found
 
 
 def to_gray(picture: "Image.Image") -> "Image.Image":

@@ -6,12 +6,18 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from drilldown.inference.framing import frame_parts, open_picture
+from drilldown.errors import PredictError
+from drilldown.inference import framing
+from drilldown.inference.refusal import find_digits, is_blank
+from drilldown.learning.calibration import Calibration
 from drilldown.messages import printable
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 BATCH_SIZE = 256  # pictures per call of the model
 
@@ -56,6 +62,8 @@ class Reader:
         self.model = model
         self.several = several
         self.classes: Sequence[str] | None = kept.get("classes")  # of data of the user's own
+        # Versions of before 0.2.0 keep none: then nothing is marked unsure.
+        self.calibration = Calibration.from_metadata(kept["calibration"]) if "calibration" in kept else None
 
     def read(self, pictures: Sequence[Path | str | bytes], names: Sequence[str] | None = None) -> Iterator[Answer]:
         """Read each picture: a path, or the bytes of a file; yields at least one answer for each, in order.
@@ -76,8 +84,8 @@ class Reader:
         """The picture, or its parts, framed; or a refusal."""
         source = printable(name)
         try:
-            with open_picture(Path(picture) if isinstance(picture, str) else picture) as opened:
-                frames = frame_parts(opened, several=self.several, keep_framed=self.classes is not None)
+            with framing.open_picture(Path(picture) if isinstance(picture, str) else picture) as opened:
+                frames = self._frames(opened)
         except Exception as error:  # whatever is in one file, the others are read
             return [Answer(source, printable(str(error) or type(error).__name__))]
         return [
@@ -85,14 +93,46 @@ class Reader:
             for number, frame in enumerate(frames, 1)
         ]
 
+    def _frames(self, picture: "Image.Image") -> list[np.ndarray]:
+        """The digit in a picture in MNIST's format, or each of the digits.
+
+        Raises: PredictError when nothing is written there, or more than one digit that nobody asked for.
+        """
+        if self.classes is not None:  # who knows what is in pictures of the user's own data
+            is_framed = picture.size == (28, 28)
+            return [np.asarray(picture.convert("L")) if is_framed else framing.to_frame(picture)]
+        if (frame := framing.framed_already(picture)) is not None:
+            return [frame]
+        gray = framing.to_gray(picture)
+        page = framing.search_page(gray)
+        digits = find_digits(page)
+        if len(digits) == 1:
+            writing = framing.look_closer(gray, page)
+            if is_blank(writing):
+                raise PredictError("nothing is written here")
+            return [framing.compose(writing)]
+        if is_blank(page):
+            raise PredictError("nothing is written here")
+        if not self.several:
+            raise PredictError(f"more than one digit: {len(digits)} parts")
+        parts = [replace(page, digit=digit, width=framing.stroke_width(page.labels == digit[0])) for digit in digits]
+        return [framing.compose(framing.look_closer(gray, part, margin=0.1)) for part in parts]
+
     def _answer(self, answers: list[Answer]) -> Iterator[Answer]:
         """Ask the model about all frames at once, and complete the answers."""
         frames = [answer.framed for answer in answers if answer.framed is not None]
-        probabilities = iter(np.asarray(self.model.predict(np.stack(frames))) if frames else ())
+        if frames:
+            images = np.stack(frames)
+            probabilities = np.asarray(self.model.predict(images))
+            unsure = np.zeros(len(images), bool)
+            if self.calibration:
+                unsure = self.calibration.unsure(images, probabilities)
+                probabilities = self.calibration.temper(probabilities)
+            found = zip(probabilities, unsure.tolist(), strict=True)
         for answer in answers:
-            yield answer if answer.framed is None else self._complete(answer, next(probabilities))
+            yield answer if answer.framed is None else self._complete(answer, *next(found))
 
-    def _complete(self, answer: Answer, probabilities: np.ndarray) -> Answer:
+    def _complete(self, answer: Answer, probabilities: np.ndarray, unsure: bool) -> Answer:
         second, first = probabilities.argsort()[-2:].tolist()
         names = [*(self.classes or ()), *map(str, range(len(self.classes or ()), len(probabilities)))]
         return replace(
@@ -103,5 +143,6 @@ class Reader:
             second_digit=second,
             second_name=names[second],
             second_probability=float(probabilities[second]),
+            unsure=unsure,
             probabilities=tuple(probabilities.tolist()),
         )
