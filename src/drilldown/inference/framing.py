@@ -100,6 +100,21 @@ def open_picture(source: Path | bytes) -> Iterator["Image.Image"]:
         yield picture
 
 
+def thumbnail(source: Path | bytes, side: int) -> np.ndarray | None:
+    """A picture in gray, small on a white square: uint8 (side, side); None when it cannot be read."""
+    from PIL import Image
+
+    try:
+        with open_picture(source) as picture:
+            gray = to_gray(picture).convert("L")
+    except Exception:  # whatever is wrong with it, its answer says so
+        return None
+    gray.thumbnail((side, side))
+    square = Image.new("L", (side, side), 255)
+    square.paste(gray, ((side - gray.width) // 2, (side - gray.height) // 2))
+    return np.asarray(square)
+
+
 def _opened(source: Path | bytes) -> BinaryIO:
     """A picture's bytes, after a check that they may be read, and are not too many."""
     if isinstance(source, bytes):

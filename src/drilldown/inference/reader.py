@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,11 +15,12 @@ from drilldown.inference import framing
 from drilldown.inference.refusal import find_digits, is_blank
 from drilldown.learning.calibration import Calibration
 from drilldown.messages import printable
+from drilldown.reporting.statistics import format_probability
 
 if TYPE_CHECKING:
     from PIL import Image
 
-BATCH_SIZE = 256  # pictures per call of the model
+BATCH_SIZE = 64  # pictures per call of the model
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,28 @@ class Answer:
     source: str  # name of the picture
     refusal: str | None = None
     digit: int | None = None
-    name: str | None = None  # of the class: the digit itself, unless the model's data names its classes
     probability: float | None = None
     second_digit: int | None = None
-    second_name: str | None = None
     second_probability: float | None = None
+    name: str | None = None  # of the class: the digit itself, unless the model's data names its classes
+    second_name: str | None = None
     unsure: bool = False
     part: int | None = None  # from 1, left to right, where the parts of a picture are read one by one
     probabilities: tuple[float, ...] | None = None  # of the ten classes
     framed: np.ndarray | None = None  # what the model saw: uint8 (28, 28)
+
+    def in_words(self) -> str:
+        """The answer in one line."""
+        if self.refusal is not None:
+            return f"refused: {self.refusal}"
+        part = "" if self.part is None else f"part {self.part}: "
+        return f"{part}{self.name}: {format_probability(self.probability or 0)}{', unsure' if self.unsure else ''}"
+
+    def as_row(self) -> dict[str, object]:
+        """As a row of a table: without the frame, and without the probabilities of all classes."""
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        del kept["probabilities"], kept["framed"]
+        return {"file": kept.pop("source")} | kept
 
 
 class Model(Protocol):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import re
+from collections.abc import Mapping
 
 import mlflow
 import numpy as np
@@ -24,8 +25,14 @@ SIGNATURE = ModelSignature(
 )
 
 
-def log_model(classifier: Classifier, dataset: Dataset, name: str) -> ModelInfo:
-    """Export the classifier to the active run under this name: on the CPU, without pickle, for any number of images."""
+def log_model(
+    classifier: Classifier, dataset: Dataset, name: str, metadata: Mapping[str, object] | None = None
+) -> ModelInfo:
+    """Export the classifier to the active run under this name: on the CPU, without pickle, for any number of images.
+
+    `metadata` is kept in the model, besides the names of its classes.
+    """
+    own = {"dataset": dataset.name, "classes": [*dataset.classes]} if dataset.is_own else {}
     model = copy.deepcopy(classifier).cpu().eval()  # in training mode, dropout would be exported too
     return mlflow.pytorch.log_model(
         model,
@@ -34,7 +41,7 @@ def log_model(classifier: Classifier, dataset: Dataset, name: str) -> ModelInfo:
         signature=SIGNATURE,
         input_example=dataset.test_images[:2].numpy(),  # of one image, MLflow would fix the number at one
         pip_requirements=model_requirements(),
-        metadata={"dataset": dataset.name, "classes": [*dataset.classes]} if dataset.is_own else None,
+        metadata=own | dict(metadata or {}),
     )
 
 
