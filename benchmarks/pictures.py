@@ -49,7 +49,7 @@ OUTLINES: dict[int, tuple[tuple[tuple[tuple[float, float], ...], ...], ...]] = {
     ),
     9: ((((0.8, 0.2), (0.5, 0), (0.2, 0.25), (0.45, 0.5), (0.8, 0.2)), ((0.8, 0.2), (0.75, 0.6), (0.65, 1))),),
 }  # fmt: skip
-# Letters in the same way; those that can be read as a digit are left out: B, I, J, l, O, Q, S, Z, b, g, i, o, q, s, z.
+# Letters in the same way; those that can be read as a digit are left out, as B, I, O, S and Z.
 LETTERS: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
     "A": (((0.1, 1), (0.5, 0), (0.9, 1)), ((0.25, 0.6), (0.75, 0.6))),
     "C": (((0.85, 0.15), (0.4, 0), (0.1, 0.5), (0.4, 1), (0.85, 0.85)),),

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import shlex
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -409,6 +410,8 @@ def predict_images(images: str, model: str, several: bool, labels: str) -> None:
     with runs.run("predict", {"kind": "predict"}) as run_id:
         loaded, lineage = predict.load(model)
         reader = Reader(loaded, several=several)
+        if several and labels:
+            raise ParameterError(f"labels is {labels!r}: it takes nothing with several=true, as a file has one label")
         known = predict.read_labels(labels, files, reader.classes or DIGITS) if labels else []
         reading = reader.read(files)
         answers = list(tqdm(reading, total=len(files), unit="image", desc="predicting", leave=False, disable=None))
@@ -448,7 +451,7 @@ def _contact_sheet(files: Sequence[Path], answers: Sequence[Answer], details: st
         plots.Cell(
             thumbnail(paths[answer.source], plots.CELL),
             answer.framed,
-            f"{Path(answer.source).name}\n{answer.in_words()}",
+            f"{Path(answer.source).name}\n{textwrap.fill(answer.in_words(), plots.CELL_TEXT)}",
             "refused" if answer.refusal else "unsure" if answer.unsure else "",
         )
         for answer in shown

@@ -1,5 +1,6 @@
 """The endpoint `read`: pictures over HTTP, framed and answered as `predict` does."""
 
+import asyncio
 import base64
 import binascii
 import json
@@ -7,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import anyio
-from anyio import to_thread
 from fastapi import APIRouter, HTTPException, Request
 from starlette.requests import ClientDisconnect
 
@@ -33,12 +32,13 @@ def as_json(answer: Answer) -> dict[str, Any]:
 def make_router(read: Callable[[Sequence[bytes], bool], list[Answer]], path: str = "/read") -> APIRouter:
     """Make the endpoint; `read` answers for image files, and reads each part where the second argument is true."""
     router = APIRouter()
-    one_at_a_time = anyio.CapacityLimiter(1)
+    one_at_a_time = asyncio.Lock()  # a request uses all cores
 
     @router.post(path)
     async def answer(request: Request, several: bool = False) -> dict[str, Any]:
         pictures = unpack(request.headers.get("content-type", ""), await receive(request))
-        answers = await to_thread.run_sync(read, pictures, several, limiter=one_at_a_time)
+        async with one_at_a_time:
+            answers = await asyncio.to_thread(read, pictures, several)
         return {"answers": [as_json(answer) for answer in answers]}
 
     return router
@@ -48,7 +48,7 @@ async def receive(request: Request) -> bytes:
     """The body of a request. Raises: HTTPException when it is too large, or too slow."""
     body = bytearray()
     try:
-        with anyio.fail_after(SEND_SECONDS):
+        async with asyncio.timeout(SEND_SECONDS):
             async for part in request.stream():
                 body += part
                 if len(body) > MAX_BYTES:

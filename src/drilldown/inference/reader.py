@@ -61,7 +61,9 @@ class Answer:
 class Model(Protocol):
     """A loaded model, as `predict.load` returns it."""
 
-    metadata: Any
+    @property
+    def metadata(self) -> Any:
+        """As MLflow keeps it: its own `metadata` has what the version keeps."""
 
     def predict(self, data: np.ndarray) -> Any:
         """Map uint8 (N, 28, 28) to probabilities (N, 10)."""

@@ -67,13 +67,13 @@ def find_digits(writing: Writing) -> list[tuple[int, ...]]:
     top, bottom, left, right = _box(boxes[main])
     tall, size = bottom - top, max(bottom - top, right - left)
     chosen = []
-    for number in np.flatnonzero((masses >= MASS * masses[main]) & (means >= STRENGTH * means[main])):
+    for number in map(int, np.flatnonzero((masses >= MASS * masses[main]) & (means >= STRENGTH * means[main]))):
         upper, lower, first, last = _box(boxes[number])
         height, shared = lower - upper, min(lower, bottom) - max(upper, top)
         is_alike = HEIGHT * tall <= height <= tall / HEIGHT and last - first <= WIDTH * size
         spans = height >= writing.ink.shape[0] - 2 or last - first >= writing.ink.shape[1] - 2
         if number == main or (is_alike and not spans and shared >= BESIDE * min(tall, height)):
-            chosen.append((first, last, int(number) + 1))
+            chosen.append((first, last, number + 1))
     digits: list[list[int]] = []
     start = end = 0
     for first, last, number in sorted(chosen):

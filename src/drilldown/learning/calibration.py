@@ -138,7 +138,7 @@ def _temper(probabilities: Tensor, temperature: float) -> Tensor:
 
 def _fit_temperature(probabilities: Tensor, labels: Tensor) -> float:
     """The temperature with the lowest cross-entropy."""
-    candidates = torch.arange(LOWEST, HIGHEST_TEMPERATURE, 0.05).tolist()
+    candidates: list[float] = torch.arange(LOWEST, HIGHEST_TEMPERATURE, 0.05).tolist()
     losses = [F.nll_loss(_temper(probabilities, candidate).log(), labels).item() for candidate in candidates]
     return round(candidates[int(np.argmin(losses))], 2)
 

@@ -228,7 +228,7 @@ def reliability(confidences: NDArray[Any], right: NDArray[Any], caption: Caption
     shares, counts = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     width = float(found.edges[1])
     middles = found.edges[:-1] + width / 2
-    shares.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1, label="as many as their probability says")
+    shares.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1, label="ideal")
     shares.bar(middles, found.shares, 0.9 * width, color=COLORS[5], label="right answers")
     shares.plot(found.confidences, found.shares, "o", color=COLORS[0], label="mean probability")
     shares.set(xlim=(0, 1), ylim=(0, 1.02))
@@ -253,6 +253,7 @@ class Cell:
 
 
 CELL = 84  # side of a picture on the sheet of answers, in pixels
+CELL_TEXT = 24  # characters of a line below it
 MARKS = {"": INK, "unsure": "#9A6700", "refused": "#B3261E"}  # dark enough to be read on white
 
 
@@ -262,7 +263,7 @@ def answers(cells: Sequence[Cell], caption: Caption, columns: int = 4) -> Figure
     from matplotlib.patches import Rectangle
 
     rows, gap, lines = max(1, -(-len(cells) // columns)), 6, 3
-    width, text_height = 2 * CELL + 3 * gap, 16 * lines
+    width, text_height = 2 * CELL + 3 * gap, 18 * lines
     height = CELL + 2 * gap + text_height
     inches = WIDTH / (columns * width)  # per pixel
     mosaic = np.full((rows * height, columns * width), 255, np.uint8)
