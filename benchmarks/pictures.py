@@ -1,13 +1,16 @@
-"""Pictures of handwritten digits as people make them: strokes, written with a pen on paper, and photographed.
+"""Pictures as people make them: strokes, written with a pen on paper, and photographed.
 
-Nothing here comes from people's pictures: strokes are those of MNIST's images or drawn below, and the rest is drawn.
+The strokes are digits, one or several, or what is no digit: letters, scribbles, shapes; or there are none. Nothing here
+comes from people's pictures: strokes are those of MNIST's images or drawn below, and the rest is drawn.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 STROKES = ("MNIST's strokes", "drawn strokes")
@@ -46,6 +49,28 @@ OUTLINES: dict[int, tuple[tuple[tuple[tuple[float, float], ...], ...], ...]] = {
     ),
     9: ((((0.8, 0.2), (0.5, 0), (0.2, 0.25), (0.45, 0.5), (0.8, 0.2)), ((0.8, 0.2), (0.75, 0.6), (0.65, 1))),),
 }  # fmt: skip
+# Letters in the same way; those that can be read as a digit are left out, as B, I, O, S and Z.
+LETTERS: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
+    "A": (((0.1, 1), (0.5, 0), (0.9, 1)), ((0.25, 0.6), (0.75, 0.6))),
+    "C": (((0.85, 0.15), (0.4, 0), (0.1, 0.5), (0.4, 1), (0.85, 0.85)),),
+    "E": (((0.8, 0), (0.15, 0)), ((0.15, 0), (0.15, 1)), ((0.15, 1), (0.8, 1)), ((0.15, 0.5), (0.7, 0.5))),
+    "F": (((0.8, 0), (0.15, 0)), ((0.15, 0), (0.15, 1)), ((0.15, 0.5), (0.7, 0.5))),
+    "H": (((0.1, 0), (0.1, 1)), ((0.9, 0), (0.9, 1)), ((0.1, 0.5), (0.9, 0.5))),
+    "K": (((0.15, 0), (0.15, 1)), ((0.85, 0), (0.15, 0.5)), ((0.15, 0.5), (0.9, 1))),
+    "M": (((0.05, 1), (0.15, 0)), ((0.15, 0), (0.5, 0.7)), ((0.5, 0.7), (0.85, 0)), ((0.85, 0), (0.95, 1))),
+    "N": (((0.1, 1), (0.1, 0)), ((0.1, 0), (0.9, 1)), ((0.9, 1), (0.9, 0))),
+    "P": (((0.2, 1), (0.2, 0)), ((0.2, 0), (0.7, 0.05), (0.8, 0.3), (0.2, 0.5))),
+    "R": (((0.2, 1), (0.2, 0)), ((0.2, 0), (0.7, 0.05), (0.8, 0.3), (0.2, 0.5)), ((0.2, 0.5), (0.9, 1))),
+    "T": (((0.05, 0), (0.95, 0)), ((0.5, 0), (0.5, 1))),
+    "U": (((0.1, 0), (0.15, 0.7), (0.5, 1), (0.85, 0.7), (0.9, 0)),),
+    "W": (((0.05, 0), (0.25, 1)), ((0.25, 1), (0.5, 0.3)), ((0.5, 0.3), (0.75, 1)), ((0.75, 1), (0.95, 0))),
+    "X": (((0.1, 0), (0.9, 1)), ((0.9, 0), (0.1, 1))),
+    "Y": (((0.1, 0), (0.5, 0.5)), ((0.9, 0), (0.5, 0.5)), ((0.5, 0.5), (0.5, 1))),
+}  # fmt: skip
+FONTS = ("DejaVu Sans", "DejaVu Serif", "DejaVu Sans Mono", "STIXGeneral", "cmr10", "cmss10")  # matplotlib has them
+PRINTED = "ACDEFGHKLMNPRTUVWXYacdefhkmnprtuvwxy"
+SHAPES = ("triangle", "square", "star", "cross", "arrow", "heart", "house", "spiral")
+OTHERS = ("printed letters", "written letters", "scribbles", "shapes")
 FINE = 224  # side of the square in which center lines are drawn, in pixels
 
 
@@ -88,15 +113,20 @@ def thin(image: np.ndarray) -> np.ndarray:
 
 
 def drawn(digit: int, generator: np.random.Generator) -> np.ndarray:
-    """Center line of a digit drawn from one of its outlines: bent, slanted and stretched at random."""
+    """Center line of a digit drawn from one of its outlines."""
+    forms = OUTLINES[digit]
+    return outline(forms[generator.integers(len(forms))], generator)
+
+
+def outline(lines: Sequence[Sequence[tuple[float, float]]], generator: np.random.Generator) -> np.ndarray:
+    """Draw lines through points, bool (FINE, FINE): bent, slanted and stretched at random."""
     from scipy.interpolate import make_interp_spline
 
-    forms = OUTLINES[digit]
     shape = np.array([[generator.uniform(0.55, 0.95), generator.normal(0, 0.12)], [0, 1]])  # width and slant
     picture = Image.new("1", (FINE, FINE))
     pen = ImageDraw.Draw(picture)
     moved: dict[tuple[float, float], np.ndarray] = {}  # lines that meet still do
-    for line in forms[generator.integers(len(forms))]:
+    for line in lines:
         for point in line:
             if point not in moved:
                 moved[point] = shape @ (np.array(point) - 0.5 + generator.normal(0, 0.02, 2))
@@ -107,15 +137,73 @@ def drawn(digit: int, generator: np.random.Generator) -> np.ndarray:
     return np.asarray(picture)
 
 
-def picture(kind: Kind, image: np.ndarray, digit: int, generator: np.random.Generator) -> bytes:
-    """A file with a picture of the digit: PNG when drawn, JPEG when photographed."""
+def other(kind: str, generator: np.random.Generator) -> np.ndarray:
+    """Center line of what is no digit, bool (FINE, FINE); of a printed letter, all of its ink."""
+    if kind == "printed letters":
+        return printed(str(generator.choice([*PRINTED])), str(generator.choice(FONTS)))
+    if kind == "written letters":
+        return outline(LETTERS[str(generator.choice([*LETTERS]))], generator)
+    if kind == "scribbles":
+        points = generator.uniform(0, 1, (generator.integers(5, 14), 2))
+        return outline([[(float(x), float(y)) for x, y in points]], generator)
+    return outline(shape_lines(str(generator.choice(SHAPES))), generator)
+
+
+def printed(letter: str, font: str) -> np.ndarray:
+    """A letter of a font, bool (FINE, FINE)."""
+    from matplotlib.font_manager import FontProperties, findfont
+
+    face = ImageFont.truetype(findfont(FontProperties(family=font), fallback_to_default=False), FINE)
+    left, top, right, bottom = face.getbbox(letter)
+    ink = Image.new("1", (int(right - left), int(bottom - top)))
+    ImageDraw.Draw(ink).text((-left, -top), letter, fill=1, font=face)
+    scale = 0.75 * FINE / max(ink.size)
+    ink = ink.resize((round(ink.width * scale), round(ink.height * scale)))
+    found = Image.new("1", (FINE, FINE))
+    found.paste(ink, ((FINE - ink.width) // 2, (FINE - ink.height) // 2))
+    return np.asarray(found)
+
+
+def shape_lines(shape: str) -> list[list[tuple[float, float]]]:
+    """The lines of a shape in a box of 1×1."""
+    if shape == "spiral":
+        turn = np.linspace(0, 6 * np.pi, 40)
+        return [[(0.5 + r * np.cos(t), 0.5 + r * np.sin(t)) for t, r in zip(turn, turn / (12 * np.pi), strict=True)]]
+    if shape == "heart":
+        half = [(0.5, 0.25), (0.75, 0), (1.0, 0.3), (0.5, 1)]
+        return [half, [(1 - x, y) for x, y in half]]
+    corners = {
+        "triangle": ("05", "91", "99", "09", "05"),  # row and column of each corner, in tenths
+        "square": ("00", "09", "99", "90", "00"),
+        "star": ("05", "93", "39", "31", "97", "05"),
+        "house": ("40", "04", "49", "99", "90", "40", "49"),
+        "cross": ("50", "59"),
+        "arrow": ("50", "59", "25"),
+    }[shape]
+    points = [(int(column) / 9, int(row) / 9) for row, column in corners]
+    lines = [[first, second] for first, second in pairwise(points)]
+    if shape == "triangle":
+        lines = [[(0.5, 0), (1, 1)], [(1, 1), (0, 1)], [(0, 1), (0.5, 0)]]
+    if shape == "cross":
+        lines.append([(0.5, 0), (0.5, 1)])
+    if shape == "arrow":
+        lines.append([(1, 5 / 9), (5 / 9, 8 / 9)])
+    return lines
+
+
+def picture(kind: Kind, lines: Sequence[np.ndarray], generator: np.random.Generator) -> bytes:
+    """A file with a picture of what is written along center lines, from left to right: PNG, or JPEG when photographed.
+
+    Without lines, the paper is blank.
+    """
     short = round(kind.size * generator.choice([0.75, 1.0])) if kind.size > 28 else 28
-    shape = (short, kind.size) if generator.random() < 0.5 else (kind.size, short)
+    wide = max(1, len(lines) / 2)  # several digits in a row need room
+    shape = (short, round(kind.size * wide)) if generator.random() < 0.5 or wide > 1 else (kind.size, short)
     scale = min(max(1, 200 / short), 1000 / short)  # small pictures are drawn larger, large ones smaller
     drawing = tuple(round(side * scale) for side in shape)
 
     page = paper(kind.paper, drawing, generator)
-    ink, darkness = written(kind, image, digit, drawing, generator)
+    ink, darkness = written(kind, lines, drawing, generator)
     page = page * (1 - darkness * ink)
     if kind.camera == "photographed":
         page = tilted(page, generator)
@@ -142,25 +230,28 @@ def picture(kind: Kind, image: np.ndarray, digit: int, generator: np.random.Gene
 
 
 def written(
-    kind: Kind, image: np.ndarray, digit: int, shape: tuple[int, ...], generator: np.random.Generator
+    kind: Kind, lines: Sequence[np.ndarray], shape: tuple[int, ...], generator: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Ink of the digit somewhere on a page, from 0 to 1, and how dark it is."""
-    side = round(min(shape) * (generator.uniform(0.5, 0.9) if kind.size <= 100 else generator.uniform(0.25, 0.7)))
-    line = center_line(kind.strokes, image, digit, generator)
-    distance = ndimage.distance_transform_edt(~line).astype(np.float32) * (side / FINE)
-    distance = np.asarray(Image.fromarray(distance).resize((side, side), Image.Resampling.BILINEAR))
+    """Ink along the lines somewhere on a page, from 0 to 1, and how dark it is."""
+    share = generator.uniform(0.5, 0.9) if kind.size <= 100 else generator.uniform(0.25, 0.7)
+    side = round(min(shape) * min(share, 0.9 * shape[1] / (min(shape) * max(1, len(lines)))))
     low, high, darkness = {
         "thin pen": (0.008, 0.025, generator.uniform(0.6, 0.9)),
         "pencil": (0.02, 0.05, generator.uniform(0.3, 0.5)),
         "marker": (0.08, 0.15, generator.uniform(0.7, 0.95)),
     }[kind.pen]
     width = max(generator.uniform(low, high) * side, 1)
-    stroke = np.clip(width / 2 - distance + 0.5, 0, 1)
-    if kind.pen == "pencil":
-        stroke = stroke * generator.uniform(0.6, 1, stroke.shape)
     ink = np.zeros(shape, np.float32)
-    top, left = (int(generator.integers(0, free - side + 1)) for free in shape)
-    ink[top : top + side, left : left + side] = stroke
+    top = int(generator.integers(0, shape[0] - side + 1))
+    left = int(generator.integers(0, shape[1] - side * max(1, len(lines)) + 1))
+    for line in lines:
+        distance = ndimage.distance_transform_edt(~line).astype(np.float32) * (side / FINE)
+        distance = np.asarray(Image.fromarray(distance).resize((side, side), Image.Resampling.BILINEAR))
+        stroke = np.clip(width / 2 - distance + 0.5, 0, 1)
+        if kind.pen == "pencil":
+            stroke = stroke * generator.uniform(0.6, 1, stroke.shape)
+        ink[top : top + side, left : left + side] = stroke
+        left += side
     return ink, darkness
 
 

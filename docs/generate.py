@@ -269,11 +269,30 @@ def real() -> str:
             "count": found["pictures"],
             "right (%)": f"{100 * found['right'] / found['pictures']:.1f}",
             "95 % interval": f"{100 * found['low']:.1f} to {100 * found['high']:.1f}",
+            "refused": found["refused"],
+            "sure": found["sure"],
+            "of these right": found["sure_right"],
         }
         for part, values in kept["kinds"].items()
         for value, found in values.items()
     ]
     return f"{report.table(rows)}\n{kept['pictures']:,} pictures, seed {kept['seed']}; `results/real.json`.\n"
+
+
+def others() -> str:
+    """What becomes of pictures that are not one digit."""
+    rows = [
+        {
+            "": kind,
+            "pictures": value,
+            "count": found["pictures"],
+            "%": f"{100 * found['right'] / found['pictures']:.1f}",
+            "95 % interval": f"{100 * found['low']:.1f} to {100 * found['high']:.1f}",
+        }
+        for kind, values in read("real")["others"].items()
+        for value, found in values.items()
+    ]
+    return report.table(rows) + "\n"
 
 
 PARTS: dict[str, Callable[..., str]] = {
@@ -294,6 +313,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "serving": serving,
     "written": written,
     "real": real,
+    "others": others,
 }
 
 

@@ -18,6 +18,7 @@ from drilldown.tracking import runs
 from drilldown.tracking.store import SHORT_TIMEOUTS, store_lock
 from drilldown.tracking.tags import ours
 from tests.support.interruption import interrupted_after_an_epoch
+from tests.support.pictures import Brightest
 from tests.support.programs import free_port
 
 BAD = [
@@ -233,14 +234,13 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
 
 def test_a_predict_that_can_read_nothing_is_a_failed_run(store, tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.png").write_text("not a picture")
-    monkeypatch.setattr(workflow.predict, "load", lambda _: (None, {}))
-    monkeypatch.setattr(workflow.predict, "own_classes", lambda _: None)
+    monkeypatch.setattr(workflow.predict, "load", lambda _: (Brightest(), {}))
     with pytest.raises(SystemExit) as stopped:
         __main__.main(["predict", "--images", str(tmp_path)])
     printed = capsys.readouterr().err
     assert stopped.value.code == 1
     assert "broken.png  left out: cannot identify image file" in printed
-    assert "error: none of the files could be read" in printed
+    assert "error: none of the files has a digit that could be read" in printed
     assert run_status(store) == [("predict", "FAILED")]
 
 

@@ -169,10 +169,12 @@ def roll_back(**given: str) -> None:
 @cli.command("predict", help="Classify image files.")
 @option("images", required=True, help="an image file, or a folder of image files")
 @option("model", default=f"models:/{DEFAULT_MODEL}@champion", help="URI of the model that answers")
-def predict(images: str, model: str) -> None:
+@option("several", default="false", type=click.BOOL, help="read each digit of a picture, from left to right")
+@option("labels", help="CSV file with the columns file and label, or names: a file's name begins with its label")
+def predict(images: str, model: str, several: bool, labels: str) -> None:
     from drilldown import workflow
 
-    workflow.predict_images(images, model)
+    workflow.predict_images(images, model, several, labels)
 
 
 @cli.command("serve", help="Serve the champion over HTTP, until Ctrl-C.")

@@ -6,12 +6,12 @@ import contextlib
 import functools
 import os
 import shlex
-import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
-from typing import ParamSpec
+from typing import TYPE_CHECKING, ParamSpec
 
 import click
 from tqdm import tqdm
@@ -23,17 +23,23 @@ from drilldown.errors import CompareError, ParameterError, PredictError, Registr
 from drilldown.experiments import compare, nested, records, repeat, status, worker
 from drilldown.experiments.progress import Progress
 from drilldown.inference import predict
+from drilldown.inference.framing import thumbnail
+from drilldown.inference.reader import Answer, Reader
 from drilldown.learning import data, side_by_side
 from drilldown.learning.recipe import Goal
+from drilldown.messages import printable
 from drilldown.options import TrainOptions
 from drilldown.registry import finished, registry
 from drilldown.registry.champion import champion_history, dataset_of, explain_no_champion, get_champion
 from drilldown.reporting import plots
-from drilldown.reporting.statistics import format_probability
 from drilldown.steps import STEP_NAMES, load_step
 from drilldown.tracking import invocation, runs, search, store, tags
 
-MAX_SHEET = 80  # images on the contact sheet of a prediction
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_SHEET = 80  # answers on the contact sheet of a prediction
+DIGITS = tuple("0123456789")
 P = ParamSpec("P")
 
 
@@ -293,46 +299,78 @@ def _show_change(model: str, done: registry.Registration) -> None:
 
 
 @command
-def predict_images(images: str, model: str) -> None:
+def predict_images(images: str, model: str, several: bool, labels: str) -> None:
     """Classify image files by a registered model, and log the answers."""
     files = predict.find_images(images)
     with runs.run("predict", {"kind": "predict"}) as run_id:
         loaded, lineage = predict.load(model)
-        predictions, seen, refused = predict.predict(loaded, files, predict.own_classes(loaded))
-        shown = predictions[:MAX_SHEET]
+        reader = Reader(loaded, several=several)
+        if several and labels:
+            raise ParameterError(f"labels is {labels!r}: it takes nothing with several=true, as a file has one label")
+        known = predict.read_labels(labels, files, reader.classes or DIGITS) if labels else []
+        reading = reader.read(files)
+        answers = list(tqdm(reading, total=len(files), unit="image", desc="predicting", leave=False, disable=None))
+        answered = [answer for answer in answers if answer.refusal is None]
+        refused = {answer.source: answer.refusal for answer in answers if answer.refusal is not None}
+        metrics: dict[str, float] = {
+            "predicted": len(answered),
+            "refused": len(refused),
+            "unsure": sum(answer.unsure for answer in answered),
+        }
         name = lineage.get("model.name")
         answered_by = f"{name} version {lineage['model.version']}" if name else model
-        sheet = plots.sheet(
-            seen[:MAX_SHEET],
-            [f"{Path(row.file).name}\n{row.name}: {format_probability(row.probability)}" for row in shown],
-            plots.Caption(
-                f"{len(shown)} of {len(predictions):,} images, as the model saw them",
-                f"{answered_by}, run {run_id[:8]}",
-            ),
-        )
-        runs.log_predictions([asdict(row) for row in predictions], refused, sheet, lineage)
-        if predictions:
-            click.echo(predict.table(predictions))
+        details = f"{answered_by}, run {run_id[:8]}"
+        figures = {"contact_sheet.png": _contact_sheet(files, answers, details)}
+        if known:
+            compared, confidences, right = predict.compare(answers, dict(zip(map(str, files), known, strict=True)))
+            metrics |= compared
+            caption = plots.Caption("calibration of the answers", f"{len(right):,} labelled pictures, {details}")
+            figures["calibration.png"] = plots.reliability(confidences, right, caption)
+        runs.log_predictions([answer.as_row() for answer in answers], refused, metrics, figures, lineage)
+        if answered:
+            click.echo(predict.table(answered))
         for file, reason in refused.items():
             click.echo(f"{file}  left out: {reason}", err=True)
-        if not predictions:
-            raise PredictError("none of the files could be read")
-        training.say(invocation.next_steps(("contact_sheet.png", "predictions.csv")))
+        if known:
+            click.echo(predict.accuracy_line(metrics))
+        if not answered:
+            raise PredictError("none of the files has a digit that could be read")
+        training.say(invocation.next_steps((*figures, "predictions.csv")))
+
+
+def _contact_sheet(files: Sequence[Path], answers: Sequence[Answer], details: str) -> Figure:
+    """The first pictures, what the model saw of them, and the answers."""
+    paths = {printable(str(file)): file for file in files}
+    shown = answers[:MAX_SHEET]
+    cells = [
+        plots.Cell(
+            thumbnail(paths[answer.source], plots.CELL),
+            answer.framed,
+            f"{Path(answer.source).name}\n{textwrap.fill(answer.in_words(), plots.CELL_TEXT)}",
+            "refused" if answer.refusal else "unsure" if answer.unsure else "",
+        )
+        for answer in shown
+    ]
+    return plots.answers(
+        cells, plots.Caption(f"{len(shown)} of {len(answers):,} answers: picture, and what the model saw", details)
+    )
 
 
 @command
 def serve(model: str, port: int) -> None:
-    """Serve the champion over HTTP, by MLflow's server in place of this process."""
+    """Serve the champion over HTTP until Ctrl-C: MLflow's own server, with the endpoint for pictures beside it."""
+    from drilldown.inference import serving
+
     if get_champion(model) is None:
         raise RegistryError(explain_no_champion(model, invocation.serve_command))
+    app = serving.create_app(f"models:/{model}@champion")
     click.echo(f"serving {model} on http://127.0.0.1:{port} until Ctrl-C")
     if dataset_of(model) in DATASETS:  # the request holds a digit
-        request = shlex.quote(f"@{os.path.relpath(training.IMAGES / 'two.json')}")
-        header = "'Content-Type: application/json'"
-        click.echo(f"ask it: curl --silent http://127.0.0.1:{port}/invocations --header {header} --data {request}")
-    uri = f"models:/{model}@champion"
-    serving = ["models", "serve", "--model-uri", uri, "--env-manager", "local", "--port", str(port)]
-    process.become([sys.executable, "-m", "mlflow", *serving])
+        for path, kind, name in (("invocations", "application/json", "two.json"), ("read", "image/png", "two.png")):
+            request = shlex.quote(f"@{os.path.relpath(training.IMAGES / name)}")
+            header = f"--header 'Content-Type: {kind}' --data-binary {request}"
+            click.echo(f"ask it: curl --silent http://127.0.0.1:{port}/{path} {header}")
+    serving.run(app, port)
 
 
 @command

@@ -18,6 +18,7 @@ from PIL import Image
 from drilldown.__main__ import main
 from drilldown.errors import ParameterError
 from drilldown.inference import framing, predict
+from drilldown.inference.reader import Answer, Reader
 from drilldown.messages import printable
 from tests.support.pictures import Brightest, on_canvas
 
@@ -45,15 +46,14 @@ def saved(picture: Image.Image, kind: str, **settings) -> bytes:
     return file.getvalue()
 
 
-def predict_files(path) -> tuple[dict[str, predict.Prediction], dict[str, str]]:
-    """Return the predictions and the reasons of the refusals for a folder or a file, by file name."""
+def predict_files(path) -> tuple[dict[str, Answer], dict[str, str]]:
+    """Return the answers and the reasons of the refusals for a folder or a file, by file name."""
     files = predict.find_images(path)
-    predictions, seen, refused = predict.predict(Brightest(), files)
-    assert len(seen) == len(predictions)
-    assert len(predictions) + len(refused) == len(files)
-    return {Path(row.file).name: row for row in predictions}, {
-        Path(name).name: reason for name, reason in refused.items()
-    }
+    answers = list(Reader(Brightest()).read(files))
+    assert [answer.source for answer in answers] == [printable(str(file)) for file in files]
+    assert all((answer.framed is None) == (answer.refusal is not None) for answer in answers)
+    answered = {Path(answer.source).name: answer for answer in answers if answer.refusal is None}
+    return answered, {Path(answer.source).name: answer.refusal for answer in answers if answer.refusal is not None}
 
 
 def refused_files(picture: Image.Image) -> dict[str, tuple[bytes, str]]:
@@ -250,9 +250,14 @@ def test_unusual_names_through_the_command(store, tmp_path, picture, monkeypatch
     main(["predict", "--images", str(folder)])
     printed = capsys.readouterr()
     (run,) = store.search_runs(["0"])
-    assert (run.info.status, run.data.metrics) == ("FINISHED", {"predicted": len(names), "refused": len(names)})
+    assert (run.info.status, run.data.metrics) == (
+        "FINISHED",
+        {"predicted": len(names), "refused": len(names), "unsure": 0},
+    )
     kept = Path(store.download_artifacts(run.info.run_id, ""))
-    assert set(pd.read_csv(kept / "predictions.csv")["file"]) == {printable(f"{folder}/{name}") for name in names}
+    table = pd.read_csv(kept / "predictions.csv")
+    assert set(table["file"]) == {printable(f"{folder}/{good}") for name in names for good in (name, f"bad {name}")}
+    assert set(table[table["refusal"].isna()]["file"]) == {printable(f"{folder}/{name}") for name in names}
     for name in names:
         assert printable(f"{folder}/{name} ") in printed.out
         assert f"{printable(f'{folder}/bad {name}')}  left out: cannot identify image file" in printed.err
@@ -267,9 +272,9 @@ def test_ten_thousand_files(tmp_path, digits):
         Image.fromarray(images[number % len(images)]).save(tmp_path / f"{number:05}.png", compress_level=1)
     before = peak_memory()
     files = predict.find_images(tmp_path)
-    predictions, seen, refused = predict.predict(Brightest(), files)
-    assert [row.file for row in predictions] == [str(file) for file in files]
-    assert (len(seen), refused) == (10_000, {})
+    answers = list(Reader(Brightest()).read(files))
+    assert [answer.source for answer in answers] == [str(file) for file in files]
+    assert all(answer.refusal is None for answer in answers)
     assert peak_memory() - before < 100 * 2**20
 
 

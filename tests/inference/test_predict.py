@@ -1,70 +1,72 @@
-"""Prediction: every file gets its own answer, or the reason why it was refused."""
+"""Prediction: the table of the answers, the labels, and the model that answers."""
+
+from dataclasses import replace
 
 import pytest
-from PIL import Image
 
 from drilldown.errors import ParameterError
 from drilldown.inference import predict
-from drilldown.inference.framing import to_frame
-from tests.support.pictures import Brightest
+from drilldown.inference.reader import Answer
 from tests.support.registered import register, verify_in_process
 from tests.support.tracked import track
 
 
-def test_each_answer_belongs_to_its_file_and_unreadable_files_are_named(tmp_path, digits, monkeypatch):
-    monkeypatch.setattr(predict, "BATCH_SIZE", 3)
-    for number in range(8):
-        Image.fromarray(digits.test_images[number].numpy()).save(tmp_path / f"{number}.png")
-    (tmp_path / "2b.png").write_text("not a picture")
-    (tmp_path / "3b.png").write_bytes(b"")
-    (tmp_path / "notes.txt").write_text("ignored")
-    files = predict.find_images(tmp_path)
-    predictions, images, refused = predict.predict(Brightest(), files)
-    assert [row.file for row in predictions] == [str(tmp_path / f"{number}.png") for number in range(8)]
-    assert sorted(refused) == [str(tmp_path / "2b.png"), str(tmp_path / "3b.png")]
-    assert len(images) == len(predictions)
-    for number, row in enumerate(predictions):
-        frame = to_frame(Image.fromarray(digits.test_images[number].numpy()))
-        assert (images[number] == frame).all()
-        probabilities = Brightest().predict(frame[None])[0]
-        assert (row.digit, row.probability) == (7, pytest.approx(probabilities[7]))
-        assert row.second_digit != 7
-        assert row.second_probability < row.probability
-
-
 def test_table_for_the_screen():
-    rows = [
-        predict.Prediction(f"{number:03}.png", number % 10, 0.9, 3, 0.05, str(number % 10), "3")
-        for number in range(120)
-    ]
+    rows = [Answer(f"{number:03}.png", None, number % 10, 0.9, 3, 0.05, str(number % 10), "3") for number in range(120)]
     lines = predict.table(rows[:2]).splitlines()
     assert lines[1:] == ["000.png      0      90.00 %    3 (5.00 %)", "001.png      1      90.00 %    3 (5.00 %)"]
     assert lines[0].split("  ")[0].strip() == "file"
-    certain = predict.table([predict.Prediction("0.png", 0, 1 - 1e-7, 3, 1e-7, "0", "3")])
+    certain = predict.table([Answer("0.png", None, 0, 1 - 1e-7, 3, 1e-7, "0", "3")])
     assert certain.splitlines()[1] == "0.png      0    > 99.99 %  3 (< 0.01 %)"
     many = predict.table(rows).splitlines()
     assert len(many) == 102
     assert many[-1] == "… and 20 more, in predictions.csv"
+    doubted = predict.table([replace(rows[0], unsure=True, part=1), replace(rows[1], part=2)]).splitlines()
+    assert doubted[0].split() == ["file", "part", "digit", "probability", "second", "guess", "note"]
+    assert [line.endswith("unsure") for line in doubted[1:]] == [True, False]
 
 
-def test_a_model_of_other_data_answers_with_its_classes_and_sees_its_own_size_as_it_is(tmp_path, digits):
-    rows = []
-    for number in range(3):
-        image = digits.test_images[number].clone()
-        image[0] = 255  # framing would crop or invert it
-        Image.fromarray(image.numpy()).save(tmp_path / f"{number}.png")
-        rows.append(image.numpy())
-    Image.fromarray(rows[0]).resize((56, 56)).save(tmp_path / "large.png")
-    names = [f"class {number}" for number in range(8)]
-    predictions, images, refused = predict.predict(Brightest(), predict.find_images(tmp_path), names)
-    assert refused == {}
-    assert (images[:3] == rows).all()
-    assert (images[3] != rows[0]).any()
-    assert {(row.digit, row.name) for row in predictions} == {(7, "class 7")}
-    assert predictions[0].second_name == "9"  # the network has ten outputs
-    lines = predict.table(predictions).splitlines()
-    assert lines[0].split()[1] == "class"
-    assert "  class 7  " in lines[1]
+def test_labels_from_names_and_from_a_table(tmp_path):
+    files = [tmp_path / name for name in ("7_a.png", "two.png", "0.png")]
+    assert predict.read_labels("names", files) == [7, None, 0]
+    table = tmp_path / "labels.csv"
+    table.write_text(f"file,label,note\ntwo.png,2,\n{files[0]},1,\nanother.png,5,\n")
+    assert predict.read_labels(str(table), files) == [1, 2, None]
+    assert predict.read_labels(str(table), files[:1], ["zero", "1", "2", "5"]) == [1]
+    for text, complaint in (
+        ("file,digit\na.png,2\n", "KeyError: 'label'"),
+        ("file,label\ntwo.png,two\n", "the label of two.png is 'two', it takes one of 0, 1"),
+        ("file,label\nother.png,2\n", "it names none of the 3 files"),
+        ("file,label\ntwo.png\n", "it takes names, or a CSV file with the columns file and label"),
+    ):
+        table.write_text(text)
+        with pytest.raises(ParameterError, match=complaint):
+            predict.read_labels(str(table), files)
+    with pytest.raises(ParameterError, match="labels is .*nowhere.csv.*: it takes names, or a CSV file"):
+        predict.read_labels(str(tmp_path / "nowhere.csv"), files)
+    with pytest.raises(ParameterError, match="names begin with their digit"):
+        predict.read_labels("names", [files[1]])
+
+
+def test_a_refused_picture_counts_as_wrong():
+    answers = [
+        Answer("a.png", None, 7, 0.9),
+        Answer("b.png", "nothing is written here"),
+        Answer("c.png", None, 3, 0.6, unsure=True),
+        Answer("d.png", None, 5, 0.8),
+    ]
+    metrics, confidences, right = predict.compare(answers, {"a.png": 7, "b.png": 1, "c.png": 4, "d.png": None})
+    assert metrics == {
+        "labelled": 3,
+        "accuracy": pytest.approx(100 / 3),
+        "sure": 1,
+        "sure_accuracy": 100,
+        "calibration_error": pytest.approx((0.1 + 0.6) / 2),
+    }
+    assert (confidences.tolist(), right.tolist()) == ([0.9, 0.6], [True, False])
+    assert predict.accuracy_line(metrics) == (
+        "right: 33.33 % of 3 labelled pictures, 100.00 % of the 1 that are sure; expected calibration error 0.3500"
+    )
 
 
 def test_no_image_to_predict(tmp_path):

@@ -329,3 +329,38 @@ def test_the_style_of_the_user_does_not_matter():
     with rc_context({"font.size": 20, "axes.grid": True, "axes.spines.top": True, "lines.markersize": 30}):
         inside = pixels()
     assert before.shape == inside.shape
+
+
+@pytest.mark.parametrize("count", [0, 1, 2000])
+def test_reliability_shows_shares_and_counts(count):
+    generator = np.random.default_rng(0)
+    confidences = generator.uniform(0.3, 1, count)
+    right = generator.random(count) < confidences
+    figure = plots.reliability(confidences, right, CAPTION)
+    draw(figure)
+    shares, counts = figure.axes
+    assert sum(bar.get_height() for bar in counts.patches) == count
+    if count == 2000:
+        heights = [bar.get_height() for bar in shares.patches]
+        assert heights[14] == pytest.approx(right[confidences >= 14 / 15].mean())
+        assert "expected calibration error 0.0" in shares.get_title(loc="left")
+
+
+def test_the_sheet_of_answers_shows_picture_frame_and_mark():
+    picture, frame = np.full((plots.CELL, plots.CELL), 200, np.uint8), np.full((28, 28), 60, np.uint8)
+    cells = [
+        plots.Cell(picture, frame, "a.png\n7: 99.00 %"),
+        plots.Cell(picture, frame, "b.png\n7: 60.00 %, unsure", "unsure"),
+        plots.Cell(None, None, "c.png\nrefused: nothing is\nwritten here", "refused"),
+    ]
+    figure = plots.answers(cells, CAPTION)
+    draw(figure)
+    (axes,) = figure.axes
+    (image,) = axes.get_images()
+    values, counts = np.unique(image.get_array(), return_counts=True)
+    assert dict(zip(values.tolist(), counts.tolist(), strict=True)) | {255: 0} == {
+        200: 2 * plots.CELL**2, 195: 2 * plots.CELL**2, 255: 0
+    }  # fmt: skip
+    colors = {text.get_text().split("\n")[0]: text.get_color() for text in axes.texts}
+    assert colors == {"a.png": plots.INK, "b.png": plots.MARKS["unsure"], "c.png": plots.MARKS["refused"]}
+    draw(plots.answers([], CAPTION))

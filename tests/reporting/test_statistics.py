@@ -4,16 +4,19 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from drilldown.learning.recipe import Goal
 from drilldown.reporting.statistics import (
     AccuracySummary,
     Spread,
+    calibration_error,
     format_probability,
     format_spread,
     mcnemar_p,
     pass_rate,
+    reliability,
     spread,
     summarize,
 )
@@ -78,3 +81,17 @@ def test_statistics_and_gate_import_no_heavy_package():
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     shown = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
     assert shown.split() == []
+
+
+def test_reliability_and_its_error():
+    confidences, right = np.array([0.95, 0.97, 0.5, 1.0]), np.array([True, False, True, True])
+    found = reliability(confidences, right, bins=10)
+    assert found.counts.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 0, 3]
+    assert found.shares[9] == pytest.approx(2 / 3)
+    assert found.confidences[9] == pytest.approx(2.92 / 3)
+    assert np.isnan(found.shares[0])
+    assert found.error == pytest.approx((3 * (2.92 - 2) / 3 + 0.5) / 4)
+    honest = np.linspace(0.05, 0.95, 10).repeat(1000)
+    drawn = np.random.default_rng(0).random(len(honest)) < honest
+    assert calibration_error(honest, drawn) < 0.03
+    assert calibration_error(honest[:0], drawn[:0]) == 0

@@ -5,12 +5,14 @@ cut into components; one of them, with what is near it, is the digit; and that i
 docs/inference.md says what each constant was chosen on.
 """
 
+import contextlib
+import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -72,15 +74,21 @@ def read_image(file: Path, keep_framed: bool = False) -> np.ndarray:
 
     Raises: PredictError, and whatever PIL raises for damaged or hostile files.
     """
+    with open_picture(file) as picture:
+        if keep_framed and picture.size == (28, 28):
+            return np.asarray(picture.convert("L"))
+        return to_frame(picture)
+
+
+@contextlib.contextmanager
+def open_picture(source: Path | bytes) -> Iterator["Image.Image"]:
+    """Open a picture, a file or the bytes of one, without decoding it yet; upright, as its EXIF data says.
+
+    Raises: PredictError, and whatever PIL raises for damaged or hostile files.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    if file.is_symlink() and not Path(os.path.realpath(file, strict=True)).is_relative_to(file.parent.resolve()):
-        raise PredictError("it is a link that points outside the folder")
-    if not file.is_file():
-        raise PredictError("it is not a file")  # a folder, or a pipe, which could block forever
-    if (size := file.stat().st_size) > MAX_BYTES:
-        raise PredictError(f"it has {size:,} bytes: at most {MAX_BYTES:,} are read")
-    with file.open("rb") as stream, warnings.catch_warnings():
+    with _opened(source) as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL could read the file anyway
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -89,9 +97,39 @@ def read_image(file: Path, keep_framed: bool = False) -> np.ndarray:
             raise PredictError(f"cannot identify image file: it is none of {', '.join(FORMATS)}") from None
         picture.draft("L", (JPEG_SIDE, JPEG_SIDE))  # a JPEG is decoded in gray, and a large one smaller: faster
         ImageOps.exif_transpose(picture, in_place=True)
-        if keep_framed and picture.size == (28, 28):
-            return np.asarray(picture.convert("L"))
-        return to_frame(picture)
+        yield picture
+
+
+def thumbnail(source: Path | bytes, side: int) -> np.ndarray | None:
+    """A picture in gray, small on a white square: uint8 (side, side); None when it cannot be read."""
+    from PIL import Image
+
+    try:
+        with open_picture(source) as picture:
+            gray = to_gray(picture).convert("L")
+    except Exception:  # whatever is wrong with it, its answer says so
+        return None
+    gray.thumbnail((side, side))
+    square = Image.new("L", (side, side), 255)
+    square.paste(gray, ((side - gray.width) // 2, (side - gray.height) // 2))
+    return np.asarray(square)
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    """A picture's bytes, after a check that they may be read, and are not too many."""
+    if isinstance(source, bytes):
+        size = len(source)
+    else:
+        if source.is_symlink():
+            target = Path(os.path.realpath(source, strict=True))
+            if not target.is_relative_to(source.parent.resolve()):
+                raise PredictError("it is a link that points outside the folder")
+        if not source.is_file():
+            raise PredictError("it is not a file")  # a folder, or a pipe, which could block forever
+        size = source.stat().st_size
+    if size > MAX_BYTES:
+        raise PredictError(f"it has {size:,} bytes: at most {MAX_BYTES:,} are read")
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
 def to_frame(picture: "Image.Image") -> np.ndarray:
@@ -102,12 +140,16 @@ def to_frame(picture: "Image.Image") -> np.ndarray:
 
     Raises: PredictError when the picture has one color only, or pixels that are not numbers.
     """
-    if picture.size == (28, 28):
-        pixels = np.asarray(to_gray(picture)).astype(np.uint8)
-        for frame in (pixels, 255 - pixels):
-            if is_framed(frame):
-                return frame
-    return compose(find_writing(picture))
+    frame = framed_already(picture)
+    return compose(find_writing(picture)) if frame is None else frame
+
+
+def framed_already(picture: "Image.Image") -> np.ndarray | None:
+    """The pixels of a picture that is in MNIST's format, or in its negative; else None."""
+    if picture.size != (28, 28):
+        return None
+    pixels = np.asarray(to_gray(picture)).astype(np.uint8)
+    return next((frame for frame in (pixels, 255 - pixels) if is_framed(frame)), None)
 
 
 def is_framed(pixels: np.ndarray) -> bool:
@@ -125,19 +167,32 @@ def find_writing(picture: "Image.Image") -> Writing:
     Raises: PredictError when the picture has one color only, or pixels that are not numbers.
     """
     gray = to_gray(picture)
-    page = shrink(gray)
-    found = search(page)
-    if found is None:
-        raise PredictError("it is of one colour: there is no digit in it")
-    if page.shape != (gray.height, gray.width):
-        rows, columns = _extent(found.mask)
-        size = _size(rows, columns)
-        if size < CLOSE_SIDE:
-            scale = gray.width / page.shape[1] if page.shape[1] > page.shape[0] else gray.height / page.shape[0]
-            left, top = (max(0, int((part.start - size / 2) * scale)) for part in (columns, rows))
-            right, bottom = (int((part.stop + size / 2) * scale) + 1 for part in (columns, rows))
-            return search(shrink(gray.crop((left, top, min(right, gray.width), min(bottom, gray.height))))) or found
+    return look_closer(gray, search_page(gray))
+
+
+def search_page(gray: "Image.Image") -> Writing:
+    """Find the ink on a page, and the digit in it, in a picture of at most SEARCH_SIDE.
+
+    Raises: PredictError when the page has one color only.
+    """
+    if (found := search(shrink(gray))) is None:
+        raise PredictError("nothing is written here: it is of one colour")
     return found
+
+
+def look_closer(gray: "Image.Image", found: Writing, margin: float = 0.5) -> Writing:
+    """Search a digit that is small on its page again, in its place, with a margin of that share of its size."""
+    page = found.ink
+    if page.shape == (gray.height, gray.width):
+        return found
+    rows, columns = _extent(found.mask)
+    size = _size(rows, columns)
+    if size >= CLOSE_SIDE:
+        return found
+    scale = gray.width / page.shape[1] if page.shape[1] > page.shape[0] else gray.height / page.shape[0]
+    left, top = (max(0, int((part.start - size * margin) * scale)) for part in (columns, rows))
+    right, bottom = (int((part.stop + size * margin) * scale) + 1 for part in (columns, rows))
+    return search(shrink(gray.crop((left, top, min(right, gray.width), min(bottom, gray.height))))) or found
 
 
 def to_gray(picture: "Image.Image") -> "Image.Image":

@@ -1,9 +1,9 @@
-"""Prediction: find image files, load a model, and predict the digit in each file."""
+"""What a prediction needs besides the reader: the image files, the model, the labels, and the table of the answers."""
 
+import csv
 import re
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -15,34 +15,20 @@ from mlflow.pyfunc import PyFuncModel
 # Public, though not in MLflow's documentation: the rules of its model URIs. With rules of our own, a URI that only
 # MLflow understands would load a registered model without checking its files.
 from mlflow.store.artifact.utils.models import get_model_name_and_version
-from tqdm import tqdm
 
 from drilldown.errors import ParameterError, PredictError, VerificationError
-from drilldown.inference.framing import read_image
+from drilldown.inference.reader import Answer
+from drilldown.learning.evaluate import percent
 from drilldown.messages import printable
 from drilldown.registry import integrity
 from drilldown.registry.champion import explain_no_champion, get_champion
 from drilldown.reporting.report import columns
-from drilldown.reporting.statistics import format_probability
+from drilldown.reporting.statistics import calibration_error, format_probability
 from drilldown.tracking import invocation
 from drilldown.tracking.tags import ours
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 CHAMPION = re.compile("models:/([^/@]+)@champion")
-BATCH_SIZE = 256  # images per call of the model
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A model's two most probable classes for one file."""
-
-    file: str
-    digit: int
-    probability: float
-    second_digit: int
-    second_probability: float
-    name: str  # of the first class: the digit itself, unless the model's data names its classes
-    second_name: str
 
 
 def find_images(path: str | Path) -> list[Path]:
@@ -105,64 +91,85 @@ def _registered_version(model_uri: str) -> ModelVersion | None:
     return client.get_model_version(name, *version) if version else None  # models:/m-… is not registered
 
 
-def own_classes(model: PyFuncModel) -> list[str] | None:
-    """The names of the model's classes, if it learned from data of the user's own."""
-    return (model.metadata.metadata or {}).get("classes")  # see export.log_model
+def read_labels(labels: str, files: Sequence[Path], classes: Sequence[str] = "0123456789") -> list[int | None]:
+    """The label of each file, from a CSV file with the columns file and label, or from the names of the files.
 
+    Args:
+        labels: the CSV file, in which a file is named by its path or its name; or "names": then the first character of
+            a file's name is its label.
+        classes: the names of the labels.
 
-def predict(
-    model: PyFuncModel, files: list[Path], classes: Sequence[str] | None = None
-) -> tuple[list[Prediction], np.ndarray, dict[str, str]]:
-    """Predict the digit in every file, or one of the classes of the user's own data (see `own_classes`).
-
-    Returns: the predictions; the images as the model saw them, uint8 (N, 28, 28); and for each file that could not be
-    read, by its name, the reason.
+    Raises: ParameterError when the CSV file cannot be read, or no file has a label.
     """
-    predictions: list[Prediction] = []
-    images = [np.empty((0, 28, 28), np.uint8)]
-    refused: dict[str, str] = {}
-    with tqdm(total=len(files), unit="image", desc="predicting", leave=False, disable=None) as bar:
-        for start in range(0, len(files), BATCH_SIZE):
-            frames: dict[Path, np.ndarray] = {}
-            for file in files[start : start + BATCH_SIZE]:
-                try:
-                    frames[file] = read_image(file, keep_framed=classes is not None)
-                except Exception as error:  # whatever is in one file, the others are predicted
-                    refused[printable(str(file))] = printable(str(error) or type(error).__name__)
-                bar.update()
-            if frames:
-                images.append(np.stack(list(frames.values())))
-                probabilities: np.ndarray = np.asarray(model.predict(images[-1]))  # (B, 10)
-                answers = zip(frames, probabilities, strict=True)
-                predictions += [_prediction(file, row, classes or ()) for file, row in answers]
-    return predictions, np.concatenate(images), refused
+    numbers = {name: number for number, name in enumerate(classes)}
+    if labels == "names":
+        found = [numbers.get(file.name[:1]) for file in files]
+        if all(label is None for label in found):
+            raise ParameterError("labels is 'names': it takes files whose names begin with their digit, as 7_a.png")
+        return found
+    refusal = f"labels is {labels!r}: it takes names, or a CSV file with the columns file and label"
+    try:
+        with Path(labels).expanduser().open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+        known = {row["file"]: row["label"].strip() for row in rows}
+    except (OSError, RuntimeError, ValueError, KeyError, AttributeError, csv.Error) as error:
+        raise ParameterError(f"{refusal} ({type(error).__name__}: {error})") from None
+    for file, label in known.items():
+        if label not in numbers:
+            raise ParameterError(f"{refusal}: the label of {file} is {label!r}, it takes one of {', '.join(classes)}")
+    found = [numbers.get(known.get(str(file), known.get(file.name, ""))) for file in files]
+    if all(label is None for label in found):
+        raise ParameterError(f"{refusal}: it names none of the {len(files):,} files")
+    return found
 
 
-def _prediction(file: Path, probabilities: np.ndarray, classes: Sequence[str]) -> Prediction:
-    second, first = probabilities.argsort()[-2:].tolist()
-    names = [*classes, *map(str, range(len(classes), len(probabilities)))]
-    return Prediction(
-        printable(str(file)),
-        first,
-        float(probabilities[first]),
-        second,
-        float(probabilities[second]),
-        names[first],
-        names[second],
+def compare(
+    answers: Sequence[Answer], labels: Mapping[str, int | None]
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """Compare answers with labels, by file; a refused picture counts as wrong.
+
+    Returns: the metrics, accuracies in percent; and of each labelled picture that was answered, the probability of the
+    answer and whether it is right.
+    """
+    labelled = {printable(file): label for file, label in labels.items() if label is not None}
+    found = [answer for answer in answers if answer.source in labelled]
+    right = np.array([answer.digit == labelled[answer.source] for answer in found], bool)
+    is_answered = np.array([answer.refusal is None for answer in found], bool)
+    is_sure = is_answered & ~np.array([answer.unsure for answer in found], bool)
+    confidences = np.array([answer.probability or 0 for answer in found])[is_answered]
+    metrics = {
+        "labelled": len(found),
+        "accuracy": percent(int(right.sum()), len(found)),
+        "sure": int(is_sure.sum()),
+        "calibration_error": calibration_error(confidences, right[is_answered]),
+    }
+    if is_sure.any():
+        metrics["sure_accuracy"] = percent(int(right[is_sure].sum()), int(is_sure.sum()))
+    return metrics, confidences, right[is_answered]
+
+
+def accuracy_line(metrics: Mapping[str, float]) -> str:
+    """What `compare` found, in words."""
+    sure = f", {metrics['sure_accuracy']:.2f} % of the {metrics['sure']:,} that are sure" if metrics["sure"] else ""
+    return (
+        f"right: {metrics['accuracy']:.2f} % of {metrics['labelled']:,} labelled pictures{sure}; "
+        f"expected calibration error {metrics['calibration_error']:.4f}"
     )
 
 
-def table(predictions: list[Prediction], most: int = 100) -> str:
-    """The predictions for the screen, one file per line; only the first `most` if there are more."""
-    named = any(row.name != str(row.digit) for row in predictions)
+def table(answers: Sequence[Answer], most: int = 100) -> str:
+    """The answers for the screen, one a line; only the first `most` if there are more."""
+    named = any(answer.name != str(answer.digit) for answer in answers)
     rows = [
         {
-            "file": row.file,
-            "class" if named else "digit": row.name if named else row.digit,
-            "probability": format_probability(row.probability),
-            "second guess": f"{row.second_name} ({format_probability(row.second_probability)})",
+            "file": answer.source,
+            **({"part": answer.part} if answer.part else {}),
+            "class" if named else "digit": answer.name if named else answer.digit,
+            "probability": format_probability(answer.probability or 0),
+            "second guess": f"{answer.second_name} ({format_probability(answer.second_probability or 0)})",
+            **({"note": "unsure" if answer.unsure else ""} if any(row.unsure for row in answers) else {}),
         }
-        for row in predictions[:most]
+        for answer in answers[:most]
     ]
-    more = len(predictions) - most
+    more = len(answers) - most
     return columns(rows) + (f"\n… and {more:,} more, in predictions.csv" if more > 0 else "")

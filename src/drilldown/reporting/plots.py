@@ -15,6 +15,7 @@ from zlib import crc32
 
 import numpy as np
 
+from drilldown.reporting import statistics
 from drilldown.reporting.statistics import format_probability
 
 if TYPE_CHECKING:
@@ -215,6 +216,74 @@ def sheet(images: NDArray[np.uint8], texts: Sequence[str], caption: Caption, col
         x, y = (column + 0.5) * width, row * height + gap + 28 + 1.5
         axes.text(x, y, text, ha="center", va="top", size=9, parse_math=False)
     axes.imshow(mosaic.reshape(rows * height, -1), cmap="gray_r", vmin=0, vmax=255, aspect="auto")
+    axes.axis("off")
+    return figure
+
+
+@_styled
+def reliability(confidences: NDArray[Any], right: NDArray[Any], caption: Caption) -> Figure:
+    """Reliability diagram: the share of right answers against their probability (N,), and how many have it."""
+    found = statistics.reliability(confidences, right)
+    figure = _figure(5.8, caption)
+    shares, counts = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    width = float(found.edges[1])
+    middles = found.edges[:-1] + width / 2
+    shares.plot((0, 1), (0, 1), color=GREY, linestyle="--", linewidth=1, label="ideal")
+    shares.bar(middles, found.shares, 0.9 * width, color=COLORS[5], label="right answers")
+    shares.plot(found.confidences, found.shares, "o", color=COLORS[0], label="mean probability")
+    shares.set(xlim=(0, 1), ylim=(0, 1.02))
+    shares.set_title(f"Share of right answers; expected calibration error {found.error:.4f}")
+    counts.bar(middles, found.counts, 0.9 * width, color=COLORS[0])
+    counts.set(yscale="symlog", xlabel="probability of the answer", ylim=(0, 2 * max(1, found.counts.max())))
+    counts.set_title("Answers, on a logarithmic axis")
+    for axes in (shares, counts):
+        axes.grid(color=PALE, linewidth=0.6)
+    _draw_legend(figure, shares)
+    return figure
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the sheet of answers shows of one picture."""
+
+    picture: NDArray[np.uint8] | None  # (CELL, CELL), or None where it cannot be read
+    frame: NDArray[np.uint8] | None  # (28, 28), or None where it is refused
+    text: str  # a few lines
+    mark: str = ""  # "unsure" or "refused": the color
+
+
+CELL = 84  # side of a picture on the sheet of answers, in pixels
+CELL_TEXT = 24  # characters of a line below it
+MARKS = {"": INK, "unsure": "#9A6700", "refused": "#B3261E"}  # dark enough to be read on white
+
+
+@_styled
+def answers(cells: Sequence[Cell], caption: Caption, columns: int = 4) -> Figure:
+    """Contact sheet of answers: each picture, what the model saw of it, and a text; in color where it has a mark."""
+    from matplotlib.patches import Rectangle
+
+    rows, gap, lines = max(1, -(-len(cells) // columns)), 6, 3
+    width, text_height = 2 * CELL + 3 * gap, 18 * lines
+    height = CELL + 2 * gap + text_height
+    inches = WIDTH / (columns * width)  # per pixel
+    mosaic = np.full((rows * height, columns * width), 255, np.uint8)
+    figure = _figure(rows * height * inches, caption)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, 1, 1 - HEADING / figure.get_figheight()))
+    for place, cell in enumerate(cells):
+        top, left = (place // columns) * height + gap, (place % columns) * width + gap
+        if cell.picture is not None:
+            mosaic[top : top + CELL, left : left + CELL] = cell.picture
+        if cell.frame is not None:
+            large = np.kron(cell.frame, np.ones((CELL // 28, CELL // 28), np.uint8))
+            mosaic[top : top + CELL, left + CELL + gap : left + 2 * CELL + gap] = 255 - large
+        color = MARKS[cell.mark]
+        for start in (left, left + CELL + gap):
+            edge, wide = (color, 1.5) if cell.mark else (PALE, 0.8)
+            axes.add_patch(Rectangle((start - 0.5, top - 0.5), CELL, CELL, fill=False, edgecolor=edge, linewidth=wide))
+        text = "\n".join(_fit(line, 72 * inches * (width - gap), 8) for line in cell.text.split("\n")[:lines])
+        axes.text(left - 1, top + CELL + 3, text, va="top", size=8, color=color, parse_math=False)
+    axes.imshow(mosaic, cmap="gray", vmin=0, vmax=255, aspect="auto")
     axes.axis("off")
     return figure
 

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drilldown.learning.recipe import Goal
 
@@ -59,6 +61,38 @@ def format_probability(probability: float) -> str:
     if rounded == "0.00%" and probability > 0:
         return "< 0.01 %"
     return f"{rounded[:-1]} %"
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Answers in bins by their probability: the count, the mean probability and the share of right ones of each."""
+
+    edges: NDArray[np.float64]  # (bins + 1,)
+    counts: NDArray[np.int64]  # (bins,)
+    confidences: NDArray[np.float64]  # NaN where a bin is empty
+    shares: NDArray[np.float64]  # likewise
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error (Naeini et al., 2015): the mean distance of probability and share."""
+        filled = self.counts > 0
+        distances = np.abs(self.confidences - self.shares)[filled]
+        return float((distances * self.counts[filled]).sum() / max(1, self.counts.sum()))
+
+
+def reliability(confidences: NDArray[Any], right: NDArray[Any], bins: int = 15) -> Reliability:
+    """Sort answers into bins of equal width by their probability (N,), from 0 to 1; `right` says which are (N,)."""
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.digitize(confidences, edges) - 1, 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where a bin is empty
+        means = (np.bincount(place, weights, bins) / counts for weights in (confidences, right.astype(float)))
+        return Reliability(edges, counts, *means)
+
+
+def calibration_error(confidences: NDArray[Any], right: NDArray[Any]) -> float:
+    """The expected calibration error, in 15 bins."""
+    return reliability(confidences, right).error
 
 
 @dataclass(frozen=True)

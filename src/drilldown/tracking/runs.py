@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import mlflow
+import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
@@ -19,6 +20,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from drilldown import hardware, process
 from drilldown.choices import DATASETS
 from drilldown.errors import DataError, ParameterError, StoreError
+from drilldown.learning.calibration import Calibration, calibrate
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation
 from drilldown.learning.recipe import Goal, Recipe
@@ -26,7 +28,7 @@ from drilldown.learning.train import EpochMetrics, TrainState
 from drilldown.options import TrainOptions
 from drilldown.reporting import plots
 from drilldown.reporting.gate import Verdict
-from drilldown.reporting.statistics import summarize
+from drilldown.reporting.statistics import calibration_error, summarize
 from drilldown.tracking import export, store
 from drilldown.tracking.tags import PREFIX, ours, packed, prefixed
 
@@ -272,21 +274,35 @@ def log_end(
 
     split, history = dataset.split, state.history
     mlflow.log_text(pd.DataFrame([row.named(split) for row in history]).to_csv(index=False), "history.csv")
-    _log_figures(history, evaluation, goal, dataset)
+    calibration = calibrate(state.eval_model, dataset)
+    _log_figures(history, evaluation, goal, dataset, calibration)
     mlflow.log_text(report, "report.md")
     mlflow.log_dict({**asdict(verdict), "target": asdict(goal)}, "gate.json")
     reason = "; ".join(verdict.reasons)
     description = {"mlflow.note.content": report}  # the UI shows it as the run's description
     set_tags({"gate": "passed" if verdict.passed else "failed", "gate.reason": reason} | description)
-    answers = {"predictions.digest": export.predictions_digest(evaluation.predictions.numpy())}
-    model = export.log_model(state.eval_model, dataset, model_name, answers)
+    kept = {
+        "predictions.digest": export.predictions_digest(evaluation.predictions.numpy()),
+        "calibration": calibration.as_metadata(),
+    }
+    model = export.log_model(state.eval_model, dataset, model_name, kept)
     figures = asdict(summarize(state.accuracies, goal))
     metrics = {name: figures[field] for field, name in metric_names(split).items()}
+    confidences, right = _confidences(evaluation, calibration)
+    metrics[f"{split}_calibration_error"] = calibration_error(confidences, right)
     mlflow.log_metrics(metrics, step=len(history), model_id=model.model_id, dataset=_entry(dataset, split))
     return model
 
 
-def _log_figures(history: Sequence[EpochMetrics], evaluation: Evaluation, goal: Goal, dataset: Dataset) -> None:
+def _confidences(evaluation: Evaluation, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of each answer, as `predict` would say it, and whether it is right."""
+    probabilities = calibration.temper(evaluation.probabilities.numpy())
+    return probabilities.max(1), (evaluation.predictions == evaluation.labels).numpy()
+
+
+def _log_figures(
+    history: Sequence[EpochMetrics], evaluation: Evaluation, goal: Goal, dataset: Dataset, calibration: Calibration
+) -> None:
     """Log the figures of a training; each names its run."""
     active = mlflow.active_run()
     assert active is not None
@@ -309,6 +325,8 @@ def _log_figures(history: Sequence[EpochMetrics], evaluation: Evaluation, goal: 
     mlflow.log_figure(plots.curves(history, goal.accuracy, caption("accuracy and loss"), split), "curves.png")
     mlflow.log_figure(matrix, "confusion_matrix.png")
     mlflow.log_figure(mistakes, "mistakes.png")
+    reliability = plots.reliability(*_confidences(evaluation, calibration), caption("calibration"))
+    mlflow.log_figure(reliability, "calibration.png")
 
 
 def log_repeat(summary: Mapping[str, object], metrics: Mapping[str, float], figure: Figure) -> None:
@@ -351,14 +369,19 @@ def open_nested(parent: str, name: str, dataset: Dataset) -> str:
 
 
 def log_predictions(
-    rows: Sequence[Mapping[str, object]], refused: Mapping[str, str], sheet: Figure, lineage: Mapping[str, str]
+    rows: Sequence[Mapping[str, object]],
+    refused: Mapping[str, str],
+    metrics: Mapping[str, float],
+    figures: Mapping[str, Figure],
+    lineage: Mapping[str, str],
 ) -> None:
-    """Log the answers as a table and a picture, the refused files with reasons, and the model that answered."""
+    """Log the answers as a table and as figures, the refused files with reasons, and the model that answered."""
     import pandas as pd
 
     digests = {name: value for name, value in lineage.items() if name.endswith(".digest")}
     set_tags({name: value for name, value in lineage.items() if name not in digests} | packed("fingerprint", digests))
     mlflow.log_text(pd.DataFrame(rows).to_csv(index=False), "predictions.csv")
-    mlflow.log_figure(sheet, "contact_sheet.png")
+    for name, figure in figures.items():
+        mlflow.log_figure(figure, name)
     mlflow.log_dict(dict(refused), "refused.json")
-    mlflow.log_metrics({"predicted": len(rows), "refused": len(refused)})
+    mlflow.log_metrics(dict(metrics))

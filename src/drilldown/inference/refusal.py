@@ -1,0 +1,96 @@
+"""Refusals: is there writing on a page at all, and is it one digit or several?
+
+docs/inference.md says what each constant was chosen on.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from drilldown.inference.framing import Writing
+
+FAINTEST_INK = 20  # of 255: ink that is fainter is none
+OVER_NOISE = 5  # how many times the noise ink is at least
+AS_STRONG = 1.4  # what is not the digit is at most so strong, as a share of its ink
+SCATTERED = (0.15, 12)  # share of the ink below which, and parts above which, ink is noise
+SOFT = 0.33  # ink just beside a stroke, as a share of the stroke's: more has no edge, as a shadow
+FAINT_AND_SOFT = (40, 0.2)  # the same for faint ink
+AT_BORDER = 0.55  # trust at most of what runs along the border
+PALE = 80  # of 255: ink of a shadow's edge, or of the lines of the paper
+
+HEIGHT = 0.5  # share of the digit's height that another digit has at least, and at most its inverse
+WIDTH = 2.0  # of the digit's size: another digit is narrower
+MASS = 0.12  # share of the digit's ink
+STRENGTH = 0.45  # share of the mean of the digit's ink
+BESIDE = 0.5  # share of the lower one's height in which two digits in a row stand side by side
+OVERLAP = 0.25  # share of the narrower one's width in which parts overlap that belong together
+
+
+def is_blank(writing: Writing) -> bool:
+    """Whether what was found is no writing, but noise, a shadow, a dark corner or lines of the paper."""
+    from scipy.ndimage import binary_dilation, find_objects
+
+    ink, mask = writing.ink, writing.mask
+    strokes = ink[mask]
+    mean, peak = max(float(strokes.mean()), 1e-6), float(np.percentile(strokes, 90))
+    if peak < FAINTEST_INK or mean < OVER_NOISE * writing.noise:
+        return True
+    page = ink[writing.labels == 0]
+    if page.size and np.percentile(page, 99) > AS_STRONG * mean:
+        return True
+    masses = _masses(writing)
+    main = masses[writing.digit[0] - 1]
+    share = sum(masses[number - 1] for number in writing.digit) / max(masses.sum(), 1e-6)
+    if share < SCATTERED[0] and (masses >= 0.03 * main).sum() > SCATTERED[1]:
+        return True
+    near = binary_dilation(mask, iterations=3) & ~binary_dilation(mask)
+    softness = float(ink[near].mean()) / mean if near.any() else 0
+    if softness > SOFT or (peak < FAINT_AND_SOFT[0] and softness > FAINT_AND_SOFT[1]):
+        return True
+    height, width = ink.shape
+    rows, columns = find_objects(writing.labels)[writing.digit[0] - 1]
+    sides = (rows.start <= 1) + (rows.stop >= height - 1) + (columns.start <= 1) + (columns.stop >= width - 1)
+    spans = rows.stop - rows.start >= height - 2 or columns.stop - columns.start >= width - 2
+    if writing.trust <= AT_BORDER and sides and (spans or peak < PALE):
+        return True
+    return spans and sides >= 2 and peak < PALE
+
+
+def find_digits(writing: Writing) -> list[tuple[int, ...]]:
+    """The digits side by side, from left to right: the numbers of each one's components."""
+    from scipy.ndimage import find_objects
+
+    masses, boxes = _masses(writing), find_objects(writing.labels)
+    counts = np.bincount(writing.labels.ravel(), minlength=len(boxes) + 1)[1:]
+    means = masses / np.maximum(counts, 1)
+    main = writing.digit[0] - 1
+    top, bottom, left, right = _box(boxes[main])
+    tall, size = bottom - top, max(bottom - top, right - left)
+    chosen = []
+    for number in map(int, np.flatnonzero((masses >= MASS * masses[main]) & (means >= STRENGTH * means[main]))):
+        upper, lower, first, last = _box(boxes[number])
+        height, shared = lower - upper, min(lower, bottom) - max(upper, top)
+        is_alike = HEIGHT * tall <= height <= tall / HEIGHT and last - first <= WIDTH * size
+        spans = height >= writing.ink.shape[0] - 2 or last - first >= writing.ink.shape[1] - 2
+        if number == main or (is_alike and not spans and shared >= BESIDE * min(tall, height)):
+            chosen.append((first, last, number + 1))
+    digits: list[list[int]] = []
+    start = end = 0
+    for first, last, number in sorted(chosen):
+        if digits and min(end, last) - max(start, first) > OVERLAP * min(end - start, last - first):
+            digits[-1].append(number)
+            start, end = min(start, first), max(end, last)
+        else:
+            digits.append([number])
+            start, end = first, last
+    return [tuple(numbers) for numbers in digits]
+
+
+def _masses(writing: Writing) -> np.ndarray:
+    """The ink of each component, added up."""
+    return np.bincount(writing.labels.ravel(), writing.ink.ravel(), int(writing.labels.max()) + 1)[1:]
+
+
+def _box(slices: Sequence[slice]) -> tuple[int, int, int, int]:
+    rows, columns = slices
+    return rows.start, rows.stop, columns.start, columns.stop
