@@ -30,7 +30,7 @@ from drilldown.registry.champion import (
 from drilldown.registry.verify import Verifier, verify
 from drilldown.reporting.gate import Verdict
 from drilldown.reporting.report import columns
-from drilldown.tracking.store import store_lock
+from drilldown.tracking.store import champion_lock
 from drilldown.tracking.tags import ours, packed, prefixed
 
 
@@ -90,7 +90,7 @@ def register(
         "min_accuracy_last_k": repr(verdict.metrics["min_accuracy_last_k"]),
         "test_accuracy": repr(evaluation.accuracy),
     }
-    with store_lock(name):  # MLflow fails when two processes set an alias that does not exist yet
+    with champion_lock(name):  # MLflow fails when two processes set an alias that does not exist yet
         found = _find(client, name, model.model_uri, run_id) or _create(client, dataset.name, model, run_id, tags)
         version, known = str(found.version), ours(found.tags)
         if "verified" not in known:  # it is new, or its registration was interrupted
@@ -140,7 +140,10 @@ def promote(
     checks.
     """
     client = MlflowClient()
-    with store_lock(name), _verifier(verifier) as verifier:  # two challengers must not both beat the same champion
+    with (
+        champion_lock(name) as lease,
+        _verifier(verifier) as verifier,
+    ):  # two challengers must not both beat the same champion
         challenger, champion = _get(name, version), get_champion(name)
         version = str(challenger.version)
         if champion and champion.version == challenger.version:
@@ -166,6 +169,7 @@ def promote(
         _tag_version(client, name, version, packed("promotion", result))
         client.update_model_version(name, version, description.of_version(candidate, rival, labels, decision, promoted))
         if promoted:
+            lease.confirm()
             set_champion(name, champion, version, "promotion", f"{why}; {reason}")
     return Registration(name, version, promoted, reason, "\n\n".join(map(columns, tables)))
 
@@ -176,11 +180,12 @@ def roll_back(name: str, dataset: Dataset, *, why: str, verifier: Verifier | Non
     Raises: RegistryError when there is no previous champion, or when it was measured on other data; VerificationError
     when it does not have the accuracy that was logged.
     """
-    with store_lock(name), _verifier(verifier) as verifier:
+    with champion_lock(name) as lease, _verifier(verifier) as verifier:
         champion = get_champion(name)
         previous = _previous(name, champion)
         verify([previous], dataset, verifier)
         version = str(previous.version)
+        lease.confirm()
         set_champion(name, champion, version, "rollback", why)
     return Registration(name, version, True, f"it was champion before; the champion was {_number(champion)}")
 

@@ -23,6 +23,7 @@ from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation
 from drilldown.learning.recipe import Goal, Recipe
 from drilldown.learning.train import EpochMetrics, TrainState
+from drilldown.messages import without_password
 from drilldown.options import TrainOptions
 from drilldown.reporting import plots
 from drilldown.reporting.gate import Verdict
@@ -103,8 +104,8 @@ def _end_early(run_id: str, error: BaseException) -> None:
             mlflow.end_run("KILLED" if killed else "FAILED")
     except MlflowException as unclosed:
         raise StoreError(
-            f"the store {mlflow.get_tracking_uri()} is out of reach, and run {run_id} stays open until a command of "
-            f"this project reaches the store again ({store.explain(unclosed)})"
+            f"the store {without_password(mlflow.get_tracking_uri())} is out of reach, and run {run_id} stays open until "
+            f"a command of this project reaches the store again ({store.explain(unclosed)})"
         ) from error
 
 
