@@ -277,7 +277,9 @@ def test_postgresql_is_restarted(project, stack):
 
 
 @pytest.mark.fault(
-    "workers of the tracking server killed", "SIGKILL in the middle of a run", "the run finishes with every metric once"
+    "workers of the tracking server killed",
+    "SIGKILL in the middle of a run",
+    "the run finishes with every metric once",
 )
 def test_the_workers_of_the_server_are_killed(project, stack):
     training = Training(project, epochs=2)

@@ -1,7 +1,7 @@
 """A tracking server for a team, on the loopback: PostgreSQL, SeaweedFS and MLflow's server with users and passwords.
 
-`python -m drilldown.server FOLDER` starts all three and says how to point at them. Everything that they keep lies in the
-folder, so it survives a restart.
+`python -m drilldown.server FOLDER` starts all three and says how to point at them. What they keep lies in the folder,
+and survives a restart.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from drilldown.errors import DrilldownError
 HOST = "127.0.0.1"
 PORT = 5002
 ADMIN = "admin"
+OWNER = "drilldown"  # of the databases
 BUCKET = "mlflow"
 WORKERS = 2
 PASSWORD_SECONDS = 10
@@ -173,7 +174,7 @@ class Stack:
             "--host",
             str(self.socket_folder),
             "--username",
-            "drilldown",
+            OWNER,
         ]
         return Service(
             "PostgreSQL",
@@ -195,7 +196,7 @@ class Stack:
         if user:
             shutil.chown(self.database, user)
             as_user = ["runuser", "-u", user, "--"]
-        initdb = [_postgres_program("initdb"), "-D", str(self.database), "--username", "drilldown"]
+        initdb = [_postgres_program("initdb"), "-D", str(self.database), "--username", OWNER]
         options = ["--auth", "trust", "--encoding", "UTF8", "--locale", "C"]
         done = subprocess.run([*as_user, *initdb, *options], capture_output=True, text=True, cwd="/")
         if done.returncode:
@@ -209,9 +210,7 @@ class Stack:
         """Create the databases of the runs and of the users, if they do not exist."""
         import psycopg
 
-        with psycopg.connect(
-            host=str(self.socket_folder), user="drilldown", dbname="postgres", autocommit=True
-        ) as open_:
+        with psycopg.connect(host=str(self.socket_folder), user=OWNER, dbname="postgres", autocommit=True) as open_:
             there = {name for (name,) in open_.execute("SELECT datname FROM pg_database")}
             for name in ("mlflow", "users"):
                 if name not in there:
@@ -219,7 +218,7 @@ class Stack:
 
     def database_uri(self, name: str) -> str:
         """The address of a database, for SQLAlchemy."""
-        return f"postgresql+psycopg://drilldown@/{name}?host={self.socket_folder}"
+        return f"postgresql+psycopg://{OWNER}@/{name}?host={self.socket_folder}"
 
     def _objects(self) -> Service:
         weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

@@ -1,6 +1,6 @@
 """A process that believes to be a machine of its own: `python -m tests.support.machine NAME` promotes what it is told.
 
-It reads numbers of versions of digits-cnn from standard input, and writes the result of each promotion as a line of JSON.
+It reads numbers of versions of digits-cnn from standard input, and writes each result as a line of JSON.
 """
 
 import json

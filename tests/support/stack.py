@@ -22,7 +22,7 @@ DISK = "size=400m"  # of the object store
 
 @contextlib.contextmanager
 def started() -> Iterator[Stack]:
-    """Start the servers in a folder of their own, with a user beside the administrator; skip where a program is missing."""
+    """Start the servers, with a user beside the administrator; skip where a program is missing."""
     with contextlib.ExitStack() as closing:
         # Not in pytest's folder: only root can reach that, and PostgreSQL does not run as root.
         folder = Path(tempfile.mkdtemp(prefix="drilldown-servers-"))

@@ -140,10 +140,8 @@ def promote(
     checks.
     """
     client = MlflowClient()
-    with (
-        champion_lock(name) as lease,
-        _verifier(verifier) as verifier,
-    ):  # two challengers must not both beat the same champion
+    # Two challengers must not both beat the same champion.
+    with champion_lock(name) as lease, _verifier(verifier) as verifier:
         challenger, champion = _get(name, version), get_champion(name)
         version = str(challenger.version)
         if champion and champion.version == challenger.version:

@@ -1,9 +1,10 @@
 """A lock that processes on several machines share: a registered model on their server that exists while it is held.
 
-The registry has no conditional write, except that a name is given once. So a lock is a registered model whose name holds a
-number. Whoever wants the lock creates the next number, then lists all of them, and holds the lock if every other one has
-expired. Of two at once, the later one always sees the earlier one and withdraws; nobody needs the right to delete what
-another user has created. All times are the server's own, so the machines' clocks do not matter.
+MLflow has no conditional write, except that a name can be taken only once. So a lock is a registered model whose name
+ends with a number. To get the lock, a process creates the next number and then lists all locks of that name. It holds
+the lock if every other one has expired; if not, it deletes its own and waits. Of two processes, the one that creates
+later always sees the other one. No user needs the right to delete what another user has created. All times are those
+of the server, so the clocks of the machines do not matter.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Lease:
         held = time.monotonic() - self.since
         if held > SECONDS - MARGIN_SECONDS:
             raise StoreError(
-                f"{self.name} was not changed: the checks took {held:.0f} s, and a lock holds for {SECONDS} s; try again"
+                f"{self.name} was not changed: the checks took {held:.0f} s, and the lock expires after {SECONDS} s; "
+                "try again"
             )
 
 

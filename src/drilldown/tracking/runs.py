@@ -103,9 +103,10 @@ def _end_early(run_id: str, error: BaseException) -> None:
         with store.short_timeouts():
             mlflow.end_run("KILLED" if killed else "FAILED")
     except MlflowException as unclosed:
+        uri = without_password(mlflow.get_tracking_uri())
         raise StoreError(
-            f"the store {without_password(mlflow.get_tracking_uri())} is out of reach, and run {run_id} stays open until "
-            f"a command of this project reaches the store again ({store.explain(unclosed)})"
+            f"the store {uri} is out of reach, and run {run_id} stays open until a command of this project reaches the "
+            f"store again ({store.explain(unclosed)})"
         ) from error
 
 
