@@ -13,8 +13,8 @@ from drilldown.tracking import lease
 NAME = "digits-cnn"
 
 
-@pytest.fixture(autouse=True)
-def short(store, monkeypatch):
+@pytest.fixture
+def expires_soon(monkeypatch):
     monkeypatch.setattr(lease, "SECONDS", 2)
     monkeypatch.setattr(lease, "MARGIN_SECONDS", 1)
 
@@ -49,13 +49,13 @@ def test_one_that_is_held_is_waited_for_with_one_line(store, capsys):
     threading.Timer(1, MlflowClient().delete_registered_model, [f"{lease.PREFIX}{NAME}.1"]).start()
     began = time.monotonic()
     with lease.hold(NAME):
-        assert 0.9 < time.monotonic() - began < 2
+        assert 0.9 < time.monotonic() - began < lease.SECONDS / 2
     assert capsys.readouterr().err == (
-        "waiting: a command on elsewhere changes digits-cnn; if it is gone, its lock expires after 2 s\n"
+        "waiting: a command on elsewhere changes digits-cnn; if it is gone, its lock expires after 120 s\n"
     )
 
 
-def test_one_that_has_expired_is_taken_over(store):
+def test_one_that_has_expired_is_taken_over(store, expires_soon):
     leave(store, 7)
     began = time.monotonic()
     with lease.hold(NAME):
@@ -64,7 +64,7 @@ def test_one_that_has_expired_is_taken_over(store):
     assert locks(store) == []
 
 
-def test_one_of_another_user_that_has_expired_may_stay(store, monkeypatch):
+def test_one_of_another_user_that_has_expired_may_stay(store, expires_soon, monkeypatch):
     leave(store, 7)
     time.sleep(2)
     delete = MlflowClient.delete_registered_model
@@ -76,9 +76,8 @@ def test_one_of_another_user_that_has_expired_may_stay(store, monkeypatch):
 
     monkeypatch.setattr(MlflowClient, "delete_registered_model", forbid)
     for _ in range(2):
-        began = time.monotonic()
         with lease.hold(NAME):
-            assert time.monotonic() - began < 1
+            assert len(locks(store)) == 2
     assert locks(store) == [f"{lease.PREFIX}{NAME}.7"]
 
 
@@ -87,7 +86,7 @@ def test_one_of_a_dead_process_of_this_machine_is_taken_over_at_once(store):
     leave(store, 1, process=f"{machine}:{folder}/gone")
     began = time.monotonic()
     with lease.hold(NAME):
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < lease.SECONDS / 2
 
 
 def test_a_lock_whose_creation_was_answered_late_is_known_by_its_owner(store, monkeypatch):
@@ -100,13 +99,13 @@ def test_a_lock_whose_creation_was_answered_late_is_known_by_its_owner(store, mo
     monkeypatch.setattr(MlflowClient, "create_registered_model", create_twice)
     began = time.monotonic()
     with lease.hold(NAME):
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < lease.SECONDS / 2
 
 
-def test_a_holder_that_took_too_long_changes_nothing(store):
+def test_a_holder_that_took_too_long_changes_nothing(store, expires_soon):
     with lease.hold(NAME) as held:
         time.sleep(1.1)
-        with pytest.raises(StoreError, match="digits-cnn was not changed: the checks took 1 s"):
+        with pytest.raises(StoreError, match="digits-cnn was not changed: the checks took"):
             held.confirm()
 
 
