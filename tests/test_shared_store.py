@@ -4,11 +4,16 @@ import contextlib
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -17,7 +22,7 @@ from drilldown.tracking import lease
 from drilldown.tracking.tags import ours
 from tests.faults.small_disk import fill
 from tests.support import stack as stacks
-from tests.support.programs import wait_until
+from tests.support.programs import free_port, wait_until
 from tests.support.project import Project
 from tests.support.registered import register, verify_in_process
 from tests.support.tracked import track
@@ -356,3 +361,35 @@ def test_a_password_is_revoked(project, stack):
     assert REFUSED in stderr
     assert stacks.PASSWORD not in stdout + stderr
     assert_resumable(project, training.run_id, stdout)
+
+
+@pytest.mark.long
+@pytest.mark.fault("Ctrl-C", "SIGINT to the shared server", "no process is left; the data is there after a restart")
+def test_a_server_that_is_stopped_and_started_again(monkeypatch):
+    folder = Path(tempfile.mkdtemp(prefix="drilldown-servers-"))
+    folder.chmod(0o755)  # see tests/support/stack.py
+    command = [sys.executable, "-m", "drilldown.server", str(folder), "--port", str(free_port())]
+    found = []
+    try:
+        for _ in range(2):
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+            with process:
+                assert str(folder) in process.stdout.readline()
+                line = process.stdout.readline()
+                script = (
+                    line + f"{sys.executable} -c 'import mlflow; print(mlflow.set_experiment(\"kept\").creation_time)'"
+                )
+                done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+                found.append(done.stdout)
+                process.send_signal(signal.SIGINT)
+                assert process.wait(timeout=120) == 0
+            assert not [left for left in psutil.process_iter(["cmdline"]) if str(folder) in str(left.info["cmdline"])]
+            assert (folder / "password").read_text() not in line
+    finally:
+        shutil.rmtree(folder)
+    assert found[0] == found[1] != ""

@@ -105,7 +105,8 @@ class Stack:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.password_file = self.folder / "password"  # the administrator's
         self.secrets = self._secrets()
-        self.socket_folder = Path(tempfile.mkdtemp(prefix="drilldown-"))  # a socket's path takes 107 characters
+        # The path of a socket has at most 107 characters. Its folder's mode is 0700: only its owner and root reach it.
+        self.socket_folder = Path(tempfile.mkdtemp(prefix="drilldown-"))
         self.postgres = self._postgres()
         self.objects = self._objects()
         self.mlflow = self._mlflow()
@@ -163,7 +164,7 @@ class Stack:
             users = {entry.pw_name for entry in pwd.getpwall()}
             user = next((name for name in POSTGRES_USERS if name in users), None)
         if user:
-            shutil.chown(self.socket_folder, user)  # its mode is 0700: only that user and root reach the database
+            shutil.chown(self.socket_folder, user)
         self.database = self.folder / "postgres"
         # No port: other users of the machine cannot reach it, so its own users need no password.
         settings = ["-c", "listen_addresses=", "-k", str(self.socket_folder)]
