@@ -51,7 +51,7 @@ def test_one_that_is_held_is_waited_for_with_one_line(store, capsys):
     with lease.hold(NAME):
         assert 0.9 < time.monotonic() - began < lease.SECONDS / 2
     assert capsys.readouterr().err == (
-        "waiting: a command on elsewhere changes digits-cnn; if it is gone, its lock expires after 120 s\n"
+        "waiting: a command on elsewhere changes digits-cnn; if it is gone, its lock expires after 300 s\n"
     )
 
 

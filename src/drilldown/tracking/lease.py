@@ -28,8 +28,8 @@ from drilldown.errors import StoreError
 from drilldown.tracking.tags import ours, prefixed
 
 PREFIX = "drilldown.lock."
-SECONDS = 120  # after which a lock has expired: its holder is gone, or must not act on it any more
-MARGIN_SECONDS = 20  # a holder stops acting on it so much sooner
+SECONDS = 300  # after which a lock has expired: its holder is gone, or must not act on it any more
+MARGIN_SECONDS = 60  # a holder stops acting on it so much sooner
 DESCRIPTION = "A lock of drilldown: a command changes the champion. It is deleted when that command is done."
 
 
