@@ -62,7 +62,8 @@ def client(stack: Stack) -> dict[str, str]:
 
 def kill_workers(stack: Stack) -> list[int]:
     """SIGKILL the processes in which MLflow's server answers; returns their ids."""
-    workers = [child.pid for child in psutil.Process(stack.mlflow.process.pid).children()]
+    children = psutil.Process(stack.mlflow.process.pid).children(recursive=True)
+    workers = [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]  # not what restarts them
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
