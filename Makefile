@@ -3,10 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
-RUNS := $(STEPS) all compare repeat register promote rollback predict
+RUNS := $(STEPS) all compare repeat register promote rollback close predict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup store $(RUNS) status ui serve test quick faults check bench docs pictures lock
+.PHONY: help setup store $(RUNS) status ui serve server test quick faults check bench docs pictures lock
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -45,7 +45,8 @@ store: setup
 ## make register ARGS='-P run=ID'   register the model of finished run ID
 ## make promote ARGS='-P version=N'   make registered version N the champion
 ## make rollback                  make the previous champion the champion again
-$(STEPS) all compare repeat register promote rollback: store
+## make close ARGS='-P run=ID'    close a run that is open though its machine is gone
+$(STEPS) all compare repeat register promote rollback close: store
 	mlflow run . -e $@ --env-manager local $(ARGS)
 
 ## make predict IMAGES=folder     classify image files by the champion
@@ -68,6 +69,12 @@ ui: setup
 MODEL = mnist-cnn
 serve: setup
 	@python -m drilldown serve --model $(MODEL) $(ARGS)
+
+## make server                    a shared server on http://127.0.0.1:5002: PostgreSQL, an object store, users
+# Its data lies in the folder SERVER.
+SERVER = server
+server: setup
+	@exec python -m drilldown.server '$(SERVER)' $(ARGS)
 
 ## make check                     style, types, import layers
 check: setup

@@ -28,6 +28,7 @@ if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves 
     os.environ.setdefault("MNIST_MIRROR", SHARED_MNIST.as_uri() + "/")
 
 SLOWEST = (
+    "test_shared_store",
     "test_lifecycle",
     "test_documented_commands",
     "test_nested",

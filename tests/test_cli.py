@@ -126,11 +126,14 @@ def test_cuda_where_there_is_none(store, capsys):
 
 def test_a_password_in_the_stores_address_is_not_shown(store, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(SHORT_TIMEOUTS, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # not to wait in a test
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")  # where the command moves them to
     mlflow.set_tracking_uri("http://me:secret@127.0.0.1:9")
     code, line = refused(capsys, "step2")
     assert code == 1
     assert "MLFLOW_TRACKING_URI is 'http://127.0.0.1:9': the store there does not answer" in line
     assert "secret" not in line
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("me", "secret")
     with store_lock("registry"):
         assert not [file for file in tmp_path.rglob("*") if "secret" in file.name]
 

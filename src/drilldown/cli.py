@@ -139,6 +139,14 @@ def status(model: str, experiment: str) -> None:
     workflow.show_status(model, experiment)
 
 
+@cli.command("close", help="Close a run that is open though its machine is gone.")
+@option("run", required=True, help="id of the run; the open runs nested in it are closed, too")
+def close(run: str) -> None:
+    from drilldown import workflow
+
+    workflow.close(run)
+
+
 model_option = option("model", default=DEFAULT_MODEL, help="the registered model")
 champion_options = combine(
     model_option,

@@ -26,6 +26,7 @@ from drilldown.learning.evaluate import BATCH_SIZE, Evaluation
 from drilldown.learning.evaluate import evaluate as evaluate_classifier
 from drilldown.learning.recipe import BOUNDS, Recipe
 from drilldown.learning.train import TrainState
+from drilldown.messages import without_password
 from drilldown.steps import load_step
 from drilldown.tracking import store
 
@@ -116,7 +117,8 @@ def load_champion(name: str = DEFAULT_MODEL) -> PyFuncModel:
     """
     store.connect_to_read()
     if not store.exists():
-        raise StoreError(f"MLFLOW_TRACKING_URI is {mlflow.get_tracking_uri()!r}: no store; a training makes one")
+        uri = without_password(mlflow.get_tracking_uri())
+        raise StoreError(f"MLFLOW_TRACKING_URI is {uri!r}: no store; a training makes one")
     try:
         return predict.load(f"models:/{name}@champion")[0]
     except (MlflowException, OSError) as error:

@@ -12,4 +12,9 @@ def printable(text: str) -> str:
 
 def one_line(message: str) -> str:
     """Return the message as one line, without the users and passwords of the URLs in it."""
-    return CREDENTIALS.sub("", " ".join(message.split()))
+    return without_password(" ".join(message.split()))
+
+
+def without_password(text: str) -> str:
+    """Return the text without the users and passwords of the URLs in it."""
+    return CREDENTIALS.sub("", text)

@@ -382,6 +382,14 @@ def record_results(name: str, epochs: int | None, force: bool, experiment: str) 
     click.echo("next:   make docs")
 
 
+@command
+def close(run: str) -> None:
+    """Close an open run whose machine is gone, and the open runs nested in it."""
+    runs.name_opened("close", {"kind": "close", "closes": run})
+    for name in store.close_by_hand(run):
+        click.echo(f"closed as KILLED: {name}")
+
+
 @functools.partial(command, connect=store.connect_to_read)
 def show_status(model: str, experiment: str) -> None:
     """Show the registered models and the unfinished runs; nothing is written to the store."""

@@ -79,7 +79,8 @@ def test_the_experiment_is_named_unless_the_command_takes_it_by_itself(started, 
     [
         ("sqlite:///other.db", "MLFLOW_TRACKING_URI=sqlite:///other.db"),
         ("http://127.0.0.1:5002", "MLFLOW_TRACKING_URI=http://127.0.0.1:5002"),
-        ("http://me:secret@host", "MLFLOW_TRACKING_URI=http://USER:PASSWORD@host"),
+        ("http://me:secret@host", "MLFLOW_TRACKING_URI=http://host"),
+        ("mysql://me:secret@host/runs", "MLFLOW_TRACKING_URI=mysql://USER:PASSWORD@host/runs"),
     ],
 )
 def test_the_store_is_named_unless_it_is_the_default_one(started, uri, variable):

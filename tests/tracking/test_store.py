@@ -11,11 +11,12 @@ import pytest
 from mlflow.tracking._tracking_service.utils import _get_git_url_if_present
 
 from drilldown import process
-from drilldown.errors import StoreError
+from drilldown.errors import ParameterError, StoreError
 from drilldown.steps import ROOT
 from drilldown.tracking.store import (
     EXPERIMENT,
     SHORT_TIMEOUTS,
+    close_by_hand,
     close_run,
     connect,
     connect_to_read,
@@ -135,3 +136,22 @@ def test_runs_go_into_the_named_experiment_unless_the_user_names_another(store, 
         pass
     assert store.get_experiment(run.info.experiment_id).name == ("mine" if variable else EXPERIMENT)
     monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+
+
+def test_a_run_is_closed_by_hand_unless_its_process_lives_here(store):
+    alive = store.create_run("0", tags={"drilldown.process": process.liveness_lock()}, run_name="alive").info.run_id
+    with pytest.raises(ParameterError, match="the process of 'alive' lives on this machine: end it first"):
+        close_by_hand(alive)
+    parent = store.create_run("0", tags={"drilldown.process": "elsewhere:/there/x"}, run_name="parent").info.run_id
+    tags = {"drilldown.process": process.liveness_lock(), "mlflow.parentRunId": parent}
+    nested = store.create_run("0", tags=tags, run_name="nested").info.run_id
+    with pytest.raises(ParameterError, match="the process of 'nested' lives on this machine"):
+        close_by_hand(parent)
+    assert {store.get_run(run_id).info.status for run_id in (alive, parent, nested)} == {"RUNNING"}
+    store.set_terminated(nested)
+    assert close_by_hand(parent) == ["parent"]
+    assert (store.get_run(parent).info.status, store.get_run(nested).info.status) == ("KILLED", "FINISHED")
+    with pytest.raises(ParameterError, match="and that run is KILLED"):
+        close_by_hand(parent)
+    with pytest.raises(ParameterError, match=f"run is {'f' * 32!r}: .*, and the store says"):
+        close_by_hand("f" * 32)

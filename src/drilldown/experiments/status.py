@@ -14,7 +14,7 @@ from drilldown.errors import ParameterError
 from drilldown.learning import checkpoint
 from drilldown.registry.champion import Change, champion_history, versions
 from drilldown.reporting.report import columns
-from drilldown.tracking import invocation, runs, search, store
+from drilldown.tracking import invocation, lease, runs, search, store
 from drilldown.tracking.tags import ours
 
 MAX_VERSIONS = 10  # of a model: the newest, and those with an alias
@@ -49,7 +49,8 @@ def nothing_yet() -> str:
 
 
 def _models(name: str) -> list[RegisteredModel]:
-    found = mlflow.search_registered_models(order_by=["name ASC"])
+    models = mlflow.search_registered_models(order_by=["name ASC"])
+    found = [model for model in models if not lease.is_lock(model.name)]
     chosen = [model for model in found if name in ("all", model.name)]
     if name != "all" and not chosen:
         existing = ", ".join(model.name for model in found) or "none"

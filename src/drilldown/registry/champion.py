@@ -1,6 +1,5 @@
 """The registered models, their versions and champions, and the history of a champion's changes."""
 
-import contextlib
 import getpass
 import json
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from mlflow.exceptions import MlflowException
 
 from drilldown.choices import DATASETS
 from drilldown.tracking import invocation
-from drilldown.tracking.store import store_lock
 from drilldown.tracking.tags import ours, prefixed
 
 SUFFIX = "-cnn"  # of the registered models of this project, after the dataset's name
@@ -86,11 +84,6 @@ def get_champion(name: str) -> ModelVersion | None:
 def versions(name: str) -> dict[str, ModelVersion]:
     """All versions of the registered model, by number."""
     return {str(version.version): version for version in MlflowClient().search_model_versions(f"name = '{name}'")}
-
-
-def turn(name: str) -> contextlib.AbstractContextManager[object]:
-    """Wait for the turn to change what the registered model's aliases stand for; nobody else changes them meanwhile."""
-    return store_lock(name)
 
 
 def set_champion(name: str, champion: ModelVersion | None, version: str, kind: str, why: str) -> None:

@@ -25,13 +25,14 @@ from drilldown.registry.champion import (
     previous_champion,
     project_models,
     set_champion,
-    turn,
     versions,
 )
 from drilldown.registry.promotion import Candidate
 from drilldown.registry.verify import Verifier, verify
 from drilldown.reporting.gate import Verdict
 from drilldown.reporting.report import columns
+from drilldown.tracking.lease import Lease
+from drilldown.tracking.store import champion_lock
 from drilldown.tracking.tags import ours, packed, prefixed
 
 
@@ -97,7 +98,7 @@ def register(
         "test_accuracy": repr(accuracy),
     }
     more = dict(more_tags or {})
-    with turn(name):  # MLflow fails when two processes set an alias that does not exist yet
+    with champion_lock(name):  # MLflow fails when two processes set an alias that does not exist yet
         found = _find(client, name, model.model_uri, run_id)
         found = found or _create(client, dataset.name, model, run_id, {**tags, **more}, model_digest)
         version, known = str(found.version), ours(found.tags)
@@ -164,11 +165,11 @@ def promote(
             if champion and champion.version == challenger.version:
                 return Registration(name, version, True, "it is the champion already")
             comparison = _compare(challenger, champion, dataset, verifier, verified)
-            with turn(name):  # two challengers must not both beat the same champion
+            with champion_lock(name) as lease:  # two challengers must not both beat the same champion
                 if _number(get_champion(name)) == _number(champion):
                     if comparison.error and not force:
                         raise comparison.error
-                    return _conclude(name, challenger, champion, dataset, comparison, why=why, force=force)
+                    return _conclude(name, challenger, champion, dataset, comparison, lease, why=why, force=force)
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,7 @@ def _conclude(
     champion: ModelVersion | None,
     dataset: Dataset,
     comparison: _Comparison,
+    lease: Lease,
     *,
     why: str,
     force: bool,
@@ -234,6 +236,7 @@ def _conclude(
     _tag_version(client, name, version, packed("promotion", result))
     client.update_model_version(name, version, description.of_version(candidate, rival, labels, decision, promoted))
     if promoted:
+        lease.confirm()
         set_champion(name, champion, version, "promotion", f"{why}; {reason}")
     return Registration(name, version, promoted, reason, "\n\n".join(map(columns, tables)))
 
@@ -250,8 +253,9 @@ def roll_back(name: str, dataset: Dataset, *, why: str, verifier: Verifier | Non
             previous = _previous(name, champion)
             verify([previous], dataset, verifier)
             version = str(previous.version)
-            with turn(name):
+            with champion_lock(name) as lease:
                 if _number(get_champion(name)) == _number(champion):
+                    lease.confirm()
                     set_champion(name, champion, version, "rollback", why)
                     break
     return Registration(name, version, True, f"it was champion before; the champion was {_number(champion)}")

@@ -17,7 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENV
 
 from drilldown import process
 from drilldown.choices import DEFAULT_MODEL
-from drilldown.messages import CREDENTIALS
+from drilldown.messages import CREDENTIALS, without_password
 from drilldown.steps import ROOT
 from drilldown.tracking import pages
 from drilldown.tracking.store import EXPERIMENT, sqlite_file
@@ -106,8 +106,8 @@ def _make_variable(name: str, value: str) -> str:
 def _page(run: Run) -> str:
     """The address of the run's page in MLflow's UI, and what starts the UI unless the store is a server."""
     uri, ids = mlflow.get_tracking_uri(), (run.info.experiment_id, run.info.run_id)
-    if urlparse(uri).scheme in ("http", "https"):
-        return pages.run_page(*ids, CREDENTIALS.sub("", uri).rstrip("/"))
+    if _is_server(uri):
+        return pages.run_page(*ids, without_password(uri).rstrip("/"))
     store = "" if _is_here() else f"--backend-store-uri {shlex.quote(_address())}"
     if starter() == "make":
         ui = f"make ui {_make_variable('ARGS', store)}" if store else "make ui"
@@ -141,10 +141,15 @@ def _is_here() -> bool:
 
 
 def _address() -> str:
-    """The store's address, with words in place of a user and a password."""
-    return CREDENTIALS.sub(
-        lambda found: "USER:PASSWORD@" if found[0].endswith("@") else "PASSWORD", mlflow.get_tracking_uri()
-    )
+    """The store's address, without a password; a server's is in a variable, a database's is the user's to write."""
+    uri = mlflow.get_tracking_uri()
+    if _is_server(uri):
+        return without_password(uri)
+    return CREDENTIALS.sub(lambda found: "USER:PASSWORD@" if found[0].endswith("@") else "PASSWORD", uri)
+
+
+def _is_server(uri: str) -> bool:
+    return urlparse(uri).scheme in ("http", "https")
 
 
 def _experiment(default: str) -> str | None:

@@ -25,6 +25,7 @@ from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation
 from drilldown.learning.recipe import Goal, Recipe
 from drilldown.learning.train import EpochMetrics, TrainState
+from drilldown.messages import without_password
 from drilldown.options import TrainOptions
 from drilldown.reporting import plots
 from drilldown.reporting.gate import Verdict
@@ -106,9 +107,10 @@ def _end_early(run_id: str, error: BaseException) -> None:
         with store.short_timeouts():
             mlflow.end_run("KILLED" if killed else "FAILED")
     except MlflowException as unclosed:
+        uri = without_password(mlflow.get_tracking_uri())
         raise StoreError(
-            f"the store {mlflow.get_tracking_uri()} is out of reach, and run {run_id} stays open until a command of "
-            f"this project reaches the store again ({store.explain(unclosed)})"
+            f"the store {uri} is out of reach, and run {run_id} stays open until a command of this project reaches the "
+            f"store again ({store.explain(unclosed)})"
         ) from error
 
 

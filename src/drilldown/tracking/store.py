@@ -4,15 +4,19 @@ import contextlib
 import hashlib
 import logging
 import os
+import platform
 import time
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
 from filelock import FileLock
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import (
+    MLFLOW_PARENT_RUN_ID,
     MLFLOW_PROJECT_ENTRY_POINT,
     MLFLOW_RUN_NAME,
     MLFLOW_RUN_NOTE,
@@ -21,24 +25,26 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from drilldown import process
-from drilldown.errors import StoreError
-from drilldown.messages import one_line
+from drilldown.errors import ParameterError, StoreError
+from drilldown.messages import one_line, without_password
 from drilldown.steps import ROOT, STEP_NAMES
-from drilldown.tracking import database
+from drilldown.tracking import database, lease
+from drilldown.tracking.lease import Lease
 from drilldown.tracking.tags import ours, prefixed
 
 EXPERIMENT = "mnist-drilldown"  # unless MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID or `mlflow run` says otherwise
 DESCRIPTION = """\
 Runs of drilldown, a model lifecycle from a first baseline to a registered champion.
 
-- The tag `drilldown.kind` says what a run is: `train`, `repeat`, `all`, `compare`, `register`,
-  `promote`, `rollback`, `predict`, `status`, or `resume` for the run that MLflow opens when another one is resumed.
+- The tag `drilldown.kind` says what a run is: `train`, `repeat`, `all`, `compare`, `register`, `promote`,
+  `rollback`, `close`, `predict`, `status`, or `resume` for the run that MLflow opens when another one is resumed.
 - To see only trainings, search for `tags.drilldown.kind = 'train'`.
 - To see only those that passed the gate, search for `tags.drilldown.gate = 'passed'`.
 - The trainings of `repeat` and `all` are nested in their run.
 - Registered models are in the model registry, one for each dataset. The version with the alias `champion` is served.
 """
 SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # seconds
+OPEN = ("RUNNING", "SCHEDULED")  # the states of a run that has not ended
 TAKEOVER_SECONDS = 5  # a process that `mlflow run` starts holds its liveness lock sooner
 
 
@@ -56,7 +62,7 @@ def connect() -> None:
 
     Raises: StoreError when the store does not answer.
     """
-    _defer_signals_during_queries()
+    _prepare()
     with _answering():
         if file := sqlite_file():
             database.ensure(Path(file))
@@ -69,10 +75,26 @@ def connect_to_read() -> None:
 
     Raises: StoreError when the store does not answer.
     """
-    _defer_signals_during_queries()
+    _prepare()
     with _answering():
         if exists():
             mlflow.search_experiments(max_results=1)
+
+
+def _prepare() -> None:
+    _hide_password()
+    # Artifacts come through the server: by default, MLflow sends clients to the object store, which they may not reach.
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    _defer_signals_during_queries()
+
+
+def _hide_password() -> None:
+    """Move user and password from the server's address to MLflow's variables: addresses are printed and kept."""
+    uri = urlsplit(mlflow.get_tracking_uri())
+    if uri.scheme in ("http", "https") and "@" in uri.netloc:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(uri.username or "")
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(uri.password or "")
+        mlflow.set_tracking_uri(urlunsplit(uri._replace(netloc=uri.netloc.rpartition("@")[2])))
 
 
 def exists() -> bool:
@@ -88,10 +110,14 @@ def _answering() -> Iterator[None]:
         with short_timeouts():
             yield
     except Exception as error:  # MLflow's, SQLAlchemy's, SQLite's: whatever it is, the store does not open
-        uri = mlflow.get_tracking_uri()
-        raise StoreError(
-            f"MLFLOW_TRACKING_URI is {uri!r}: the store there does not answer ({explain(error)})"
-        ) from error
+        uri = without_password(mlflow.get_tracking_uri())
+        problem = explain(error) if _is_refusal(error) else f"the store there does not answer ({explain(error)})"
+        raise StoreError(f"MLFLOW_TRACKING_URI is {uri!r}: {problem}") from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the server does not accept user and password."""
+    return isinstance(error, MlflowException) and error.get_http_status_code() == HTTPStatus.UNAUTHORIZED
 
 
 def _defer_signals_during_queries() -> None:
@@ -117,7 +143,9 @@ def _select_experiment() -> None:
     selected = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
     if not any(map(os.environ.get, selected)):
         with store_lock("experiment"):  # if two processes create it at once, MLflow raises an error in one
-            mlflow.set_experiment(EXPERIMENT)
+            selected_now = mlflow.set_experiment(EXPERIMENT)
+            if not sqlite_file():  # if two machines create it at once, MLflow selects it in one only
+                mlflow.set_experiment(experiment_id=selected_now.experiment_id)
 
 
 def current_experiment() -> Experiment | None:
@@ -144,10 +172,15 @@ def describe_experiment(experiment_id: str) -> None:
 
 def explain(error: Exception) -> str:
     """Say what is wrong with the store: of a database error, where and why, without the SQL statement."""
+    if _is_refusal(error):
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+        who = f"user {user!r} with this password" if user else "who gives no user and password"
+        return f"the server refuses {who} (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)"
     cause: BaseException | None = error
     while cause and not hasattr(cause, "orig"):  # SQLAlchemy's error holds the database's own
         cause = cause.__cause__ or cause.__context__
-    return f"{mlflow.get_tracking_uri()}: {getattr(cause, 'orig', '')}" if cause else str(error)
+    uri = without_password(mlflow.get_tracking_uri())
+    return f"{uri}: {getattr(cause, 'orig', '')}" if cause else str(error)
 
 
 def store_lock(name: str) -> contextlib.AbstractContextManager[object]:
@@ -163,6 +196,17 @@ def store_lock(name: str) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()  # the folder is read-only: nobody trains here
     server = hashlib.sha256(mlflow.get_tracking_uri().encode()).hexdigest()[:16]  # the address may hold a password
     return FileLock(process.LIVENESS_FOLDER / f"{server}.{name}.lock")
+
+
+def champion_lock(model: str) -> contextlib.AbstractContextManager[Lease]:
+    """Lock a registered model's champion against everybody who uses this store, on any machine."""
+    return _local_lock(model) if sqlite_file() else lease.hold(model)
+
+
+@contextlib.contextmanager
+def _local_lock(model: str) -> Iterator[Lease]:
+    with store_lock(model):  # it has no end
+        yield Lease(model)
 
 
 def sqlite_file() -> str | None:
@@ -220,10 +264,38 @@ def _project_source() -> str:
     return str(_get_git_url_if_present(str(ROOT)))
 
 
+def close_by_hand(run_id: str) -> list[str]:
+    """Close an open run, and the open runs nested in it, whose machine is gone; returns the names of those closed.
+
+    Raises: ParameterError when there is no such open run, or when its process lives.
+    """
+    refusal = f"run is {run_id!r}: it takes the id of a run that is open though its process is gone, and "
+    client = mlflow.MlflowClient()
+    try:
+        found = client.get_run(run_id)
+    except MlflowException as error:
+        raise ParameterError(f"{refusal}the store says: {error.message}") from None
+    if found.info.status not in OPEN:
+        raise ParameterError(f"{refusal}that run is {found.info.status}")
+    nested = client.search_runs(
+        [found.info.experiment_id], f"attributes.status = 'RUNNING' and tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'"
+    )
+    runs = [found, *nested]
+    for run in runs:
+        lock = ours(run.data.tags).get("process")
+        if lock and not process.is_elsewhere(lock) and not process.is_gone(lock, keep=True):
+            raise ParameterError(f"{refusal}the process of {run.info.run_name!r} lives on this machine: end it first")
+    for run in runs:
+        lock = ours(run.data.tags).get("process", "")
+        where = f"its process was on {machine}" if (machine := lock.partition(":")[0]) else "it has no process"
+        close_run(run.info.run_id, "KILLED", f"closed by hand on {platform.node()}; {where}")
+    return [str(run.info.run_name) for run in runs]
+
+
 def close_run(run_id: str, status: str, error: str) -> None:
     """End a run whose process is gone, unless it ended by itself."""
     client = mlflow.MlflowClient()
-    if client.get_run(run_id).info.status == "RUNNING":
+    if client.get_run(run_id).info.status in OPEN:
         client.set_terminated(run_id, status)
         _set_error(client, run_id, error)
 
