@@ -6,7 +6,7 @@ STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
 RUNS := $(STEPS) all compare repeat register promote rollback close predict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup store $(RUNS) status ui serve server test quick faults check bench docs pictures lock
+.PHONY: help setup store $(RUNS) status ui serve server draw test quick faults check bench docs pictures lock
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ store $(RUNS): export MLFLOW_EXPERIMENT_NAME ?= mnist-drilldown
 endif
 
 # The commands that the program prints begin as its own did.
-$(RUNS) status serve: export DRILLDOWN_STARTER := make
+$(RUNS) status serve draw: export DRILLDOWN_STARTER := make
 
 # MLflow never opens a database again whose creation was cut off; this creates it whole.
 store: setup
@@ -69,6 +69,11 @@ ui: setup
 MODEL = mnist-cnn
 serve: setup
 	@python -m drilldown serve --model $(MODEL) $(ARGS)
+
+## make draw                      a page to draw digits on, http://127.0.0.1:5004
+# Not by `mlflow run`, which would open a run for it.
+draw: setup
+	@python -m drilldown draw $(subst -P ,--,$(ARGS))
 
 ## make server                    a shared server on http://127.0.0.1:5002: PostgreSQL, an object store, users
 # Its data lies in the folder SERVER.

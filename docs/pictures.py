@@ -14,6 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests.support, which is not installed
@@ -28,11 +29,12 @@ from drilldown.reporting import plots
 from drilldown.steps import ROOT, STEP_NAMES, load_step
 from drilldown.tracking import pages, search, store
 from drilldown.tracking.tags import ours
-from tests.support.browser import open_page
+from tests.support.browser import draw, open_page
 from tests.support.programs import server
 
 FOLDER = ROOT / "docs" / "images"
 MARGIN = 20  # pixels below a page's last line
+SETTLE = 1000  # milliseconds after a page has loaded: what is drawn comes to rest
 # Of MLflow's page, 1720 pixels wide: without its menu and its assistant.
 MAIN_PANEL = (205, 8, 1268, 2005)
 RUNS_PANEL = (205, 8, 1268, 577)
@@ -108,7 +110,8 @@ def mlflow_compare(file: Path) -> None:
     runs = [newest(name, "mnist" if has_all else "digits") for name in STEP_NAMES]
     ids = quote("[" + ",".join(f'"{run.info.run_id}"' for run in runs) + "]")
     experiments = quote("[" + ",".join(f'"{number}"' for number in {run.info.experiment_id for run in runs}) + "]")
-    take_page(f"compare-runs?runs={ids}&experiments={experiments}", file, height=2100, box=MAIN_PANEL)
+    page = f"compare-runs?runs={ids}&experiments={experiments}"
+    take_page(page, file, until="final_test_accuracy", height=2100, box=MAIN_PANEL)
 
 
 def mlflow_runs(file: Path) -> None:
@@ -116,7 +119,8 @@ def mlflow_runs(file: Path) -> None:
     experiment = mlflow.get_experiment_by_name(store.EXPERIMENT)
     if experiment is None:
         raise click.ClickException(f"no experiment {store.EXPERIMENT}: make step4")
-    take_page(f"experiments/{experiment.experiment_id}/runs{pages.VIEW}", file, height=700, box=RUNS_PANEL)
+    page = f"experiments/{experiment.experiment_id}/runs{pages.VIEW}"
+    take_page(page, file, until="Duration", height=700, box=RUNS_PANEL)
 
 
 def mlflow_version(file: Path) -> None:
@@ -129,14 +133,14 @@ def mlflow_version(file: Path) -> None:
     if not compared:
         raise click.ClickException("no version was compared with a champion: make repeat")
     path = f"models/{compared[0].name}/versions/{compared[0].version}{pages.VIEW}"
-    take_page(path, file, height=700, box=VERSION_PANEL)
+    take_page(path, file, until="Aliases", height=700, box=VERSION_PANEL)
 
 
-def take_page(path: str, file: Path, *, height: int, box: tuple[int, int, int, int]) -> None:
-    """Take a picture of one of MLflow's pages."""
+def take_page(path: str, file: Path, *, until: str, height: int, box: tuple[int, int, int, int]) -> None:
+    """Take a picture of one of MLflow's pages, once it shows a text."""
     command = ["mlflow", "ui", "--workers", "1", "--backend-store-uri", mlflow.get_tracking_uri()]
     with server(command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}) as port:
-        take(f"http://127.0.0.1:{port}/#/{path}", file, width=1720, height=height, box=box)
+        take(f"http://127.0.0.1:{port}/#/{path}", file, width=1720, height=height, box=box, until=until)
 
 
 def newest(step: str, dataset: str) -> Run:
@@ -152,18 +156,49 @@ def download(run: Run, artifact: str, file: Path) -> None:
         shutil.copy(mlflow.MlflowClient().download_artifacts(run.info.run_id, artifact, folder), file)
 
 
-def take(address: str, file: Path, width: int, height: int, box: tuple[int, int, int, int] | None = None) -> None:
+def take(
+    address: str,
+    file: Path,
+    width: int,
+    height: int,
+    box: tuple[int, int, int, int] | None = None,
+    until: str | None = None,
+) -> None:
     """Take a picture of a page once its scripts have run: of this box, or of everything above the blank rest."""
-    try:
-        open_page(address, f"--window-size={width},{height}", f"--screenshot={file}")
-    except FileNotFoundError as error:
-        raise click.ClickException(str(error)) from None
+    with open_page(address, width, height, until) as page:
+        page.wait_for_timeout(SETTLE)
+        page.screenshot(path=file)
     picture = Image.open(file).convert("RGB")
     if box is None:
         blank = Image.new("RGB", picture.size, picture.getpixel((0, height - 1)))
         *_, end = ImageChops.difference(picture, blank).getbbox() or (height,)
         box = (0, 0, width, min(height, end + MARGIN))
     picture.crop(box).save(file, optimize=True)
+
+
+def page_to_draw_on(file: Path) -> None:
+    """The page to draw on, in a window."""
+    take_drawing(file, 5, width=960, height=620)
+
+
+def page_to_draw_on_phone(file: Path) -> None:
+    """The page to draw on, on a phone, in the dark."""
+    phone = {"color_scheme": "dark", "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+    take_drawing(file, 3, width=375, height=720, **phone)
+
+
+def take_drawing(file: Path, digit: int, **window: Any) -> None:
+    """Take a picture of the page to draw on, with a digit that was drawn there and the champion's answer."""
+    environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "PYTHONPATH": str(ROOT / "src")}
+    with (
+        server([sys.executable, "-m", "drilldown", "draw"], environment) as port,
+        open_page(f"http://127.0.0.1:{port}/", **window) as page,
+    ):
+        draw(page, digit)
+        page.locator("#bars .first").wait_for()
+        page.wait_for_timeout(SETTLE)
+        page.screenshot(path=file)
+    Image.open(file).convert("RGB").save(file, optimize=True)
 
 
 PICTURES: dict[str, Callable[[Path], None]] = {
@@ -174,6 +209,8 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "mlflow_compare": mlflow_compare,
     "mlflow_runs": mlflow_runs,
     "mlflow_version": mlflow_version,
+    "draw": page_to_draw_on,
+    "draw_phone": page_to_draw_on_phone,
 }
 
 
@@ -185,7 +222,10 @@ def main(names: tuple[str, ...]) -> None:
     store.connect()
     for name in names or PICTURES:
         file = FOLDER / f"{name}.png"
-        PICTURES[name](file)
+        try:
+            PICTURES[name](file)
+        except FileNotFoundError as error:  # no browser
+            raise click.ClickException(str(error)) from None
         click.echo(f"{file.relative_to(ROOT)}: taken")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from drilldown.steps import STEP_NAMES
 from drilldown.tracking.tags import ours
-from tests.support.browser import CHROMIUM, open_page
+from tests.support.browser import needs_chromium, open_page
 from tests.support.programs import server
 
 pytestmark = pytest.mark.slow
@@ -96,13 +96,14 @@ def test_compare_by_itself(project, trained):
     assert table == comparison(project, [run for run in project.runs() if run.info.run_name == "all"][-1])
 
 
-def shown(url: str) -> str:
-    """The text of the page, once its scripts have run."""
-    page = open_page(url, "--window-size=2400,1600", "--dump-dom")
-    return " ".join(unescape(re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", page, flags=re.S)).split())
+def shown(url: str, until: str) -> str:
+    """The text of the page, once its scripts have shown this part of it."""
+    with open_page(url, 2400, 1600, until) as page:
+        content = page.content()
+    return " ".join(unescape(re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", content, flags=re.S)).split())
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+@needs_chromium
 def test_the_ui_shows_them_side_by_side(project, trained):
     runs = [run for run in project.runs() if ours(run.data.tags).get("step") and run.info.status == "FINISHED"]
     assert sorted(ours(run.data.tags)["step"] for run in runs) == list(STEP_NAMES)
@@ -110,7 +111,8 @@ def test_the_ui_shows_them_side_by_side(project, trained):
     (experiment,) = {run.info.experiment_id for run in runs}
     command = ["mlflow", "ui", "--workers", "1", "--backend-store-uri", project.tracking_uri]
     with server(command, project.environment) as port:
-        text = shown(f"http://127.0.0.1:{port}/#/compare-runs?runs={ids}&experiments=[%22{experiment}%22]")
+        page = f"http://127.0.0.1:{port}/#/compare-runs?runs={ids}&experiments=[%22{experiment}%22]"
+        text = shown(page, until="final_test_accuracy")
     for run in runs:
         assert run.info.run_name in text
         for name in ("recipe.lr", "recipe.batch_size", "recipe.schedule"):

@@ -194,6 +194,16 @@ def serve(model: str, port: int) -> None:
     workflow.serve(model, port)
 
 
+@cli.command("draw", help="Serve a page to draw digits on, which the champion reads, until Ctrl-C.")
+@model_option
+@option("host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one of this machine")
+@option("port", default="5004", type=Number(whole=True, optional=False, low=1, high=65_535), help="port of the page")
+def draw(model: str, host: str, port: int) -> None:
+    from drilldown import workflow
+
+    workflow.draw(model, host, port)
+
+
 @cli.command("record", help="Write results/STEP.json from finished runs.")
 @option("step", required=True, type=click.Choice(STEP_NAMES), help="step of the runs")
 @option("epochs", type=Number(whole=True, low=1), help="length of the runs  [default: the recipe's]")

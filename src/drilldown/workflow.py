@@ -374,6 +374,24 @@ def serve(model: str, port: int) -> None:
 
 
 @command
+def draw(model: str, host: str, port: int) -> None:
+    """Serve the page to draw on until Ctrl-C; under `mlflow run`, its run says so."""
+    from drilldown.inference.current import CurrentChampion
+    from drilldown.web import server
+
+    with runs.run("draw", {"kind": "draw"}) if process.OPENED_RUN else contextlib.nullcontext():
+        if get_champion(model) is None:
+            raise RegistryError(explain_no_champion(model, lambda other: invocation.command("draw", model=other)))
+        champion = CurrentChampion(model)
+        with server.listen(host, port) as listening:
+            page, version = server.page_address(listening, host), champion.get().version
+            click.echo(f"draw on {page} until Ctrl-C; {model} version {version} answers")
+            if not server.is_local(listening):
+                click.echo(f"warning: whoever reaches port {port} of this machine may use the page", err=True)
+            server.serve(server.create_app(champion, host), listening)
+
+
+@command
 def record_results(name: str, epochs: int | None, force: bool, experiment: str) -> None:
     """Write results/STEP.json from the finished MNIST runs in the store."""
     recipe = load_step(name).recipe

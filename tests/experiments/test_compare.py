@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import re
-from html import escape, unescape
+from html import escape
 from html.parser import HTMLParser
 
 import mlflow
@@ -19,7 +19,7 @@ from drilldown.reporting import plots, report
 from drilldown.tracking import runs
 from drilldown.tracking.tags import ours
 from tests.experiments.finished import TABLE, finished_run
-from tests.support.browser import CHROMIUM, open_page
+from tests.support.browser import needs_chromium, open_page
 
 CAPTION = plots.Caption("The steps side by side on mnist", "step2, step4; run 3f2a91c0")
 
@@ -217,14 +217,14 @@ addEventListener("load", () => {{
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+@needs_chromium
 def test_the_page_shows_every_column_at_every_width(entries, tmp_path):
     rows = compare.rows(entries, "mnist")
     page = compare.page(rows, ["a note"], compare.figure(entries, CAPTION), CAPTION)
     frames = (f'<iframe style="width: {width}px; border: 0" srcdoc="{escape(page)}"></iframe>' for width in WIDTHS)
     (tmp_path / "probe.html").write_text(PROBE.format(frames="".join(frames)))
-    printed = open_page((tmp_path / "probe.html").as_uri(), "--dump-dom", "--window-size=2400,1600")
-    found = json.loads(unescape(printed.partition("<pre>")[2].partition("</pre>")[0]))
+    with open_page((tmp_path / "probe.html").as_uri(), 2400, 1600) as probe:
+        found = json.loads(probe.locator("pre").inner_text())
     wanted = [(heading, value) for row in rows for heading, value in row.items()]
     for width, seen in zip(WIDTHS, found, strict=True):
         assert seen["width"] == width  # nothing to scroll to

@@ -7,7 +7,7 @@ import pytest
 
 from drilldown.tracking import pages
 from drilldown.tracking.store import EXPERIMENT
-from tests.support.browser import CHROMIUM, open_page
+from tests.support.browser import needs_chromium, open_page
 from tests.support.programs import server
 
 VIEW = "?workflowType=machine_learning"
@@ -45,13 +45,14 @@ def test_the_page_of_the_runs_of_a_store_that_is_named(store, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@needs_chromium
 def test_the_address_opens_the_runs_in_a_fresh_browser(store):
     """Without its query, MLflow shows pages for traces."""
     experiment = store.create_experiment("mine")
     store.create_run(experiment, run_name="step4 seed 0")
     command = ["mlflow", "ui", "--workers", "1", "--backend-store-uri", mlflow.get_tracking_uri()]
-    with server(command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}) as port:
-        page = open_page(pages.experiment_page(experiment, f"http://127.0.0.1:{port}"), "--dump-dom")
-    assert "step4 seed 0" in page
-    assert "Overview" not in page  # the first entry of the menu for traces
+    with (
+        server(command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}) as port,
+        open_page(pages.experiment_page(experiment, f"http://127.0.0.1:{port}"), until="step4 seed 0") as page,
+    ):
+        assert "Overview" not in page.content()  # the first entry of the menu for traces

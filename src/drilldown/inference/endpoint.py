@@ -4,7 +4,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +16,8 @@ from drilldown.inference.reader import Answer
 MAX_BYTES = 32_000_000  # of a request; base64 makes a picture a third larger
 MAX_PICTURES = 64  # in one request
 SEND_SECONDS = 30.0  # for the sending of a request
+MAX_WAITING = 8  # requests that wait while one is answered
+READ_SECONDS = 30.0  # for waiting and reading
 TAKES = (
     "it takes the bytes of an image file as image/png or image/jpeg, or application/json: "
     '{"pictures": ["base64 of an image file"]}'
@@ -29,17 +31,33 @@ def as_json(answer: Answer) -> dict[str, Any]:
     return given
 
 
-def make_router(read: Callable[[Sequence[bytes], bool], list[Answer]], path: str = "/read") -> APIRouter:
-    """Make the endpoint; `read` answers for image files, and reads each part where the second argument is true."""
+def make_router(
+    read: Callable[[Sequence[bytes], bool], tuple[list[Answer], Mapping[str, object]]], path: str = "/read"
+) -> APIRouter:
+    """Make the endpoint.
+
+    `read` answers for image files, and reads each part where its second argument is true. It also returns what the
+    response says besides, such as who answered.
+    """
     router = APIRouter()
     one_at_a_time = asyncio.Lock()  # a request uses all cores
+    waiting = 0
 
     @router.post(path)
     async def answer(request: Request, several: bool = False) -> dict[str, Any]:
         pictures = unpack(request.headers.get("content-type", ""), await receive(request))
-        async with one_at_a_time:
-            answers = await asyncio.to_thread(read, pictures, several)
-        return {"answers": [as_json(answer) for answer in answers]}
+        nonlocal waiting
+        if waiting > MAX_WAITING:
+            raise HTTPException(503, f"{MAX_WAITING} requests wait to be read: try again in a moment")
+        waiting += 1
+        try:
+            async with asyncio.timeout(READ_SECONDS), one_at_a_time:
+                answers, besides = await asyncio.to_thread(read, pictures, several)
+        except TimeoutError:
+            raise HTTPException(503, f"the request was not read within {READ_SECONDS:.0f} s") from None
+        finally:
+            waiting -= 1
+        return {**besides, "answers": [as_json(answer) for answer in answers]}
 
     return router
 

@@ -1,7 +1,7 @@
 """The server of a registered model: MLflow's own, with the endpoint for pictures beside it."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
@@ -15,11 +15,13 @@ from drilldown.inference.reader import Answer, Reader
 
 def create_app(model_uri: str) -> FastAPI:
     """Load a model, and make the server with `invocations`, as MLflow's, and `read`, which takes pictures."""
-    model, _ = predict.load(model_uri)
+    model, lineage = predict.load(model_uri)
+    named = "model.name" in lineage
+    besides = {"model": {"name": lineage["model.name"], "version": lineage["model.version"]}} if named else {}
     readers = {several: Reader(model, several=several) for several in (False, True)}
 
-    def read(pictures: Sequence[bytes], several: bool) -> list[Answer]:
-        return list(readers[several].read(pictures))
+    def read(pictures: Sequence[bytes], several: bool) -> tuple[list[Answer], Mapping[str, object]]:
+        return list(readers[several].read(pictures)), besides
 
     app: FastAPI = scoring_server.init(model)
     app.include_router(endpoint.make_router(read))

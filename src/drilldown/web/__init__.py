@@ -1,0 +1,1 @@
+"""The page to draw on, and the server that reads what is drawn."""

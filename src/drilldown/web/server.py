@@ -1,0 +1,114 @@
+"""The server of the page, with the endpoint that reads pictures, until Ctrl-C."""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from errno import EACCES, EADDRINUSE
+from ipaddress import ip_address
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.staticfiles import StaticFiles
+
+from drilldown import process
+from drilldown.errors import ParameterError, PredictError
+from drilldown.inference import endpoint
+from drilldown.inference.current import Champion, CurrentChampion
+from drilldown.inference.reader import Answer
+from drilldown.web.gatekeeper import Gatekeeper, own_names
+
+MAX_CONNECTIONS = 64
+END_SECONDS = 3  # for the answers under way at the end
+
+
+def create_app(current: CurrentChampion, host: str = "127.0.0.1") -> FastAPI:
+    """Make the page and its endpoint `read`, for a server that listens on that host."""
+    app = FastAPI(title="drilldown", openapi_url=None)  # its pages of documentation take scripts from elsewhere
+
+    @app.get("/read")
+    def who_answers() -> dict[str, Any]:
+        return introduce(current.get())
+
+    def read(pictures: Sequence[bytes], several: bool) -> tuple[list[Answer], dict[str, Any]]:
+        champion = current.get()
+        return list(champion.readers[several].read(pictures)), introduce(champion)
+
+    @app.exception_handler(StarletteHTTPException)
+    def explain(request: Request, error: StarletteHTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+    @app.exception_handler(PredictError)
+    def no_champion(request: Request, error: PredictError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 503)
+
+    app.include_router(endpoint.make_router(read))
+    app.mount("/", StaticFiles(packages=[("drilldown.web", "static")], html=True))
+    app.add_middleware(Gatekeeper, names=own_names(host))
+    return app
+
+
+def introduce(champion: Champion) -> dict[str, Any]:
+    """Who answers, the names of its classes, and how much may be sent."""
+    classes = champion.readers[False].classes or ()
+    return {
+        "model": {"name": champion.name, "version": champion.version},
+        "names": [*classes, *map(str, range(len(classes), 10))],
+        "max_bytes": endpoint.MAX_BYTES,
+    }
+
+
+class Server(uvicorn.Server):
+    """A server that ends in order upon the signals that end this program; then the program goes on."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take the signals until this process ends: upon Ctrl-C, `mlflow run` sends one more."""
+        for number in process.SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self.handle_exit)
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the port. Raises: ParameterError when it is taken, or when the host is not this machine's."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror  # Python adds to its own
+        if number in (EADDRINUSE, EACCES):
+            raise ParameterError(f"port is {port}: it takes one that is free on {host} ({reason})") from error
+        raise ParameterError(f"host is {host!r}: it takes an address of this machine ({reason})") from error
+
+
+def page_address(listening: socket.socket, host: str) -> str:
+    """The page's address; where the server listens on every address of this machine, it has the machine's name."""
+    address, port = listening.getsockname()[:2]
+    name = socket.gethostname() if ip_address(address).is_unspecified else host
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}"
+
+
+def is_local(listening: socket.socket) -> bool:
+    """Whether only this machine reaches the server."""
+    return ip_address(listening.getsockname()[0]).is_loopback
+
+
+def serve(app: FastAPI, listening: socket.socket) -> None:
+    """Serve the page until a signal."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=END_SECONDS,
+    )
+    Server(config).run(sockets=[listening])
