@@ -178,7 +178,7 @@ def test_size_brightness_and_center_are_those_of_mnist(digits):
 
 @pytest.mark.parametrize("gray", [0, 127, 255])
 def test_a_picture_of_one_color_is_refused(gray):
-    with pytest.raises(PredictError, match="there is no digit in it"):
+    with pytest.raises(PredictError, match="nothing is written here: it is of one colour"):
         to_frame(Image.new("L", (30, 30), gray))
 
 
