@@ -59,6 +59,8 @@ def predict_files(path) -> tuple[dict[str, Answer], dict[str, str]]:
 def refused_files(picture: Image.Image) -> dict[str, tuple[bytes, str]]:
     good, large = saved(picture, "PNG"), saved(picture, "BMP")
     large = large[:18] + struct.pack("<II", 9000, 9000) + large[26:]
+    line = np.zeros((5000, 1), np.uint8)
+    line[1000:2000] = 255
     return {
         "empty.png": (b"", "cannot identify image file"),
         "text.png": (b"not a picture", "cannot identify image file"),
@@ -76,14 +78,14 @@ def refused_files(picture: Image.Image) -> dict[str, tuple[bytes, str]]:
         "endless.gif": (saved(picture, "GIF")[:20], "it has 8,589,934,592 bytes: at most 100,000,000 are read"),
         "white.png": (saved(Image.new("L", (40, 40), 255), "PNG"), "it is of one colour"),
         "dot.png": (saved(Image.new("L", (1, 1), 255), "PNG"), "it is of one colour"),
+        "line.png": (saved(Image.fromarray(line), "PNG"), "nothing is written here"),
+        "across.png": (saved(Image.fromarray(line.T), "PNG"), "nothing is written here"),
         "nan.tiff": (saved(Image.fromarray(np.full((40, 40), np.nan, np.float32)), "TIFF"), "not numbers"),
     }
 
 
 def predicted_files(picture: Image.Image) -> dict[str, bytes]:
     gray, color = np.asarray(picture), picture.convert("RGB")
-    line = np.zeros((5000, 1), np.uint8)
-    line[1000:2000] = 255
     palette = picture.convert("P")
     return {
         "good.png": saved(picture, "PNG"),
@@ -96,8 +98,6 @@ def predicted_files(picture: Image.Image) -> dict[str, bytes]:
         "twelve.tiff": saved(Image.fromarray((255 - gray).astype(np.uint16) * 16), "TIFF"),
         "float.tiff": saved(Image.fromarray((255 - gray).astype(np.float32) / 255), "TIFF"),
         "palette.png": saved(palette, "PNG", transparency=bytes(range(256))),
-        "line.png": saved(Image.fromarray(line), "PNG"),
-        "across.png": saved(Image.fromarray(line.T), "PNG"),
         "no_exif.jpg": saved(picture, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff"),
         "jpeg.png": saved(picture, "JPEG"),
         "line\nbreak.png": saved(picture, "PNG"),
