@@ -146,9 +146,13 @@ class _Workers:
         with self.lock:
             if self.stopped:
                 return None
-            waiting = [worker for worker in self.idle if worker.is_alive()]
-            worker = waiting[0] if waiting else Worker(self.file)
-            self.idle = waiting[1:]
+            while self.idle:
+                worker = self.idle.pop()
+                if worker.is_alive():
+                    break
+                worker.end()  # it was killed while it waited
+            else:
+                worker = Worker(self.file)
             self.busy[worker] = tasks
             return worker
 
