@@ -73,8 +73,8 @@ def test_a_whole_run(store, trained, digits, tracked):
     }  # no more than people read, but for the last ones
 
     names = {file.path for file in store.list_artifacts(run_id)}
-    assert {"model_summary.txt", "history.csv", "curves.png", "confusion_matrix.png", "mistakes.png", "calibration.png", "report.md",
-            "gate.json"} <= names  # fmt: skip
+    assert {"model_summary.txt", "history.csv", "curves.png", "confusion_matrix.png", "mistakes.png", "calibration.png",
+            "report.md", "gate.json"} <= names  # fmt: skip
     table = pd.read_csv(io.StringIO(mlflow.artifacts.load_text(f"runs:/{run_id}/history.csv")))
     assert table["test_accuracy"].tolist() == pytest.approx(accuracies)
     kept = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/gate.json"))
