@@ -73,8 +73,8 @@ def test_a_whole_run(store, trained, digits, tracked):
     }  # no more than people read, but for the last ones
 
     names = {file.path for file in store.list_artifacts(run_id)}
-    assert {"model_summary.txt", "history.csv", "curves.png", "confusion_matrix.png", "mistakes.png", "report.md",
-            "gate.json"} <= names  # fmt: skip
+    assert {"model_summary.txt", "history.csv", "curves.png", "confusion_matrix.png", "mistakes.png", "calibration.png",
+            "report.md", "gate.json"} <= names  # fmt: skip
     table = pd.read_csv(io.StringIO(mlflow.artifacts.load_text(f"runs:/{run_id}/history.csv")))
     assert table["test_accuracy"].tolist() == pytest.approx(accuracies)
     kept = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/gate.json"))
@@ -94,7 +94,8 @@ def test_a_whole_run(store, trained, digits, tracked):
     )
     assert [(entry.model_id, entry.name) for entry in found] == [(model.model_id, "small-seed7")]
     metrics = {metric.key: (metric.value, metric.dataset_name) for metric in found[0].metrics}
-    assert len(metrics) == len(found[0].metrics) == 5
+    assert len(metrics) == len(found[0].metrics) == 6
+    assert 0 <= metrics["test_calibration_error"][0] < 0.2
     assert metrics["parameters"] == (trained.classifier.num_parameters, None)
     assert metrics["min_accuracy_last_k"] == (min(accuracies), "digits test")
     too_much = f"metrics.min_accuracy_last_k >= {min(accuracies) + 0.01}"
@@ -128,6 +129,7 @@ def test_every_figure_says_what_it_shows_and_of_which_run(store, trained, digits
         "curves.png": "small seed 7: accuracy and loss",
         "confusion_matrix.png": "small seed 7: confusion matrix",
         "mistakes.png": f"small seed 7: 3 of {count} mistakes, most confident first",
+        "calibration.png": "small seed 7: calibration",
     }
     details = f"{evaluation.accuracy:.2f} % of 360 digits test images, run {run_id[:8]}"
     assert {texts[1].get_text() for texts in logged.values()} == {details}
@@ -144,7 +146,7 @@ def test_a_figure_of_the_validation_slice_never_has_a_test_figures_name(store, t
         runs.log_end(trained, evaluation, verdict, GOAL, held, "", "small-seed7")
     assert set(logged) == {
         "final_validation_accuracy", "best_validation_accuracy", "validation_epochs_at_target",
-        "validation_min_accuracy_last_k",
+        "validation_min_accuracy_last_k", "validation_calibration_error",
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from drilldown.inference.framing import Writing
 
 FAINTEST_INK = 20  # of 255: ink that is fainter is none
 OVER_NOISE = 5  # how many times the noise ink is at least
+SMALL_PAGE, SMALL_OVER_NOISE = 64, 2.5  # short side below which a stroke is a pixel wide: all ink is soft, and weaker
 AS_STRONG = 1.4  # what is not the digit is at most so strong, as a share of its ink
 SCATTERED = (0.15, 12)  # share of the ink below which, and parts above which, ink is noise
 SOFT = 0.33  # ink just beside a stroke, as a share of the stroke's: more has no edge, as a shadow
@@ -18,6 +19,7 @@ FAINT_AND_SOFT = (40, 0.2)  # the same for faint ink
 AT_BORDER = 0.55  # trust at most of what runs along the border
 PALE = 80  # of 255: ink of a shadow's edge, or of the lines of the paper
 
+ALIKE_ON_SMALL = 0.7  # for the three constants that follow, on a small page, where noise is as large as a digit
 HEIGHT = 0.5  # share of the digit's height that another digit has at least, and at most its inverse
 WIDTH = 2.0  # of the digit's size: another digit is narrower
 MASS = 0.12  # share of the digit's ink
@@ -33,7 +35,8 @@ def is_blank(writing: Writing) -> bool:
     ink, mask = writing.ink, writing.mask
     strokes = ink[mask]
     mean, peak = max(float(strokes.mean()), 1e-6), float(np.percentile(strokes, 90))
-    if peak < FAINTEST_INK or mean < OVER_NOISE * writing.noise:
+    is_small = min(ink.shape) < SMALL_PAGE
+    if peak < FAINTEST_INK or mean < (SMALL_OVER_NOISE if is_small else OVER_NOISE) * writing.noise:
         return True
     page = ink[writing.labels == 0]
     if page.size and np.percentile(page, 99) > AS_STRONG * mean:
@@ -45,7 +48,8 @@ def is_blank(writing: Writing) -> bool:
         return True
     near = binary_dilation(mask, iterations=3) & ~binary_dilation(mask)
     softness = float(ink[near].mean()) / mean if near.any() else 0
-    if softness > SOFT or (peak < FAINT_AND_SOFT[0] and softness > FAINT_AND_SOFT[1]):
+    is_soft = softness > SOFT or (peak < FAINT_AND_SOFT[0] and softness > FAINT_AND_SOFT[1])
+    if is_soft and not (is_small and writing.trust >= 1):
         return True
     height, width = ink.shape
     rows, columns = find_objects(writing.labels)[writing.digit[0] - 1]
@@ -67,10 +71,13 @@ def find_digits(writing: Writing) -> list[tuple[int, ...]]:
     top, bottom, left, right = _box(boxes[main])
     tall, size = bottom - top, max(bottom - top, right - left)
     chosen = []
-    for number in map(int, np.flatnonzero((masses >= MASS * masses[main]) & (means >= STRENGTH * means[main]))):
+    height_share, mass_share, strength = HEIGHT, MASS, STRENGTH
+    if min(writing.ink.shape) < SMALL_PAGE:
+        height_share = mass_share = strength = ALIKE_ON_SMALL
+    for number in map(int, np.flatnonzero((masses >= mass_share * masses[main]) & (means >= strength * means[main]))):
         upper, lower, first, last = _box(boxes[number])
         height, shared = lower - upper, min(lower, bottom) - max(upper, top)
-        is_alike = HEIGHT * tall <= height <= tall / HEIGHT and last - first <= WIDTH * size
+        is_alike = height_share * tall <= height <= tall / height_share and last - first <= WIDTH * size
         spans = height >= writing.ink.shape[0] - 2 or last - first >= writing.ink.shape[1] - 2
         if number == main or (is_alike and not spans and shared >= BESIDE * min(tall, height)):
             chosen.append((first, last, number + 1))
