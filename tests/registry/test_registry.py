@@ -429,13 +429,15 @@ def test_versions_and_history_of_the_first_edition(store, in_process, trained, d
 
 def test_models_of_earlier_versions_are_compared_promoted_and_predict(store, in_process, trained, digits, monkeypatch):
     """Where there is a CUDA device, too; there, they load only with the device that they were exported on."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with monkeypatch.context() as before:
         before.setattr(export, "log_model", log_as_before)
-        assert register(track(trained, digits), digits, parameters=1000).champion
+        earlier = track(trained, digits)
+    later = track(trained, digits)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert register(earlier, digits, parameters=1000).champion
     with pytest.raises(MlflowException, match="can't be loaded on 'cuda' device"):
         mlflow.pyfunc.load_model("models:/digits-cnn/1")
-    done = register(track(trained, digits), digits, parameters=900)
+    done = register(later, digits, parameters=900)
     assert (done.champion, "fewer" in done.reason or "smaller" in done.reason) == (True, True), done.reason
     assert registry.roll_back("digits-cnn", digits, why="a test").champion
     assert aliases(store)["champion"] == "1"

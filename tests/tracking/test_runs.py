@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from drilldown import process
+from drilldown.learning.calibration import Calibration
 from drilldown.learning.evaluate import evaluate
 from drilldown.reporting import gate
 from drilldown.tracking import export, runs
@@ -111,10 +112,11 @@ def test_a_whole_run(store, trained, digits, tracked):
         with pytest.raises(mlflow.MlflowException, match="the model takes uint8 pixel values from 0 to 255"):
             loaded.predict(wrong)
     assert loaded.metadata.signature == export.SIGNATURE
-    assert loaded.metadata.metadata == {
-        "input": export.INPUT,
-        "predictions.digest": export.predictions_digest(evaluation.predictions.numpy()),
-    }
+    kept = loaded.metadata.metadata
+    assert kept["input"] == export.INPUT
+    assert kept["predictions.digest"] == export.predictions_digest(evaluation.predictions.numpy())
+    assert Calibration.from_metadata(kept["calibration"]).threshold > 0
+    assert set(kept) == {"input", "predictions.digest", "calibration"}
 
 
 def test_every_figure_says_what_it_shows_and_of_which_run(store, trained, digits, monkeypatch):
