@@ -15,7 +15,7 @@ from drilldown.errors import StoreError
 from drilldown.learning import data
 from drilldown.steps import ROOT
 from drilldown.tracking import runs
-from drilldown.tracking.store import SHORT_TIMEOUTS, store_lock
+from drilldown.tracking.store import SHORT_TIMEOUTS, checkpoints, store_lock
 from drilldown.tracking.tags import ours
 from tests.support.interruption import interrupted_after_an_epoch
 from tests.support.pictures import Brightest
@@ -210,7 +210,7 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
         refused(capsys, "step2", "--dataset", "digits")
     (begun,) = store.search_runs(["0"])
     code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
-    assert (code, line) == (1, f"there is no saved state in {training.CHECKPOINTS / begun.info.run_id}")
+    assert (code, line) == (1, f"there is no saved state in {checkpoints() / begun.info.run_id}")
     code, line = refused(capsys, "step2", "--lr", "0.3", "--resume", begun.info.run_id)
     assert (code, line) == (2, "lr is 0.3: the run that is resumed has 0.01")
     code_digest = ours(begun.data.tags)["code.digest"]
@@ -219,7 +219,7 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
     assert code == 2
     assert "that run's code.digest is another, now it is" in line
     store.set_tag(begun.info.run_id, "drilldown.code.digest", code_digest)
-    folder = training.CHECKPOINTS / begun.info.run_id
+    folder = checkpoints() / begun.info.run_id
     with training.checkpoint.lock(folder):
         (folder / "epoch-0001.pt").write_bytes(b"")
         code, line = refused(capsys, "step2", "--resume", begun.info.run_id)
@@ -441,14 +441,14 @@ def test_the_engine_that_auto_falls_back_to_is_said_with_the_reason(store, capsy
 def test_an_engine_that_the_network_cannot_use_is_refused(store, capsys):
     code, line = refused(capsys, "step1", "--engine", "numba", "--dataset", "digits")
     assert code == 2
-    assert line.startswith("engine is 'numba': it takes auto or torch for this network: Conv2d(1, 32,")
+    assert line.startswith("engine is 'numba': it takes auto or torch here, because Conv2d(1, 32,")
     assert store.search_runs(["0"]) == []
 
 
 def test_an_engine_that_the_network_cannot_use_is_refused_for_all_seeds_at_once(store, capsys):
     code, line = refused(capsys, "repeat", "--step", "step1", "--engine", "numba", "--dataset", "digits")
     assert code == 2
-    assert line.startswith("engine is 'numba': it takes auto or torch for this network: Conv2d(1, 32,")
+    assert line.startswith("engine is 'numba': it takes auto or torch here, because Conv2d(1, 32,")
     assert run_status(store) == [("repeat step1", "FAILED")]
 
 

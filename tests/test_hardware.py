@@ -89,3 +89,55 @@ def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch, giv
     hardware.limit_spinning()
     assert os.environ.get("GOMP_SPINCOUNT") == expected
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)  # it was not set by the patch
+
+
+@pytest.mark.fault("half a core", "a cgroup's quota, of both generations", "one thread, one process at a time")
+@pytest.mark.parametrize(
+    "files",
+    [{"cpu.max": "50000 100000"}, {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}],
+    ids=["cgroup v2", "cgroup v1"],
+)
+def test_the_quota_of_a_cgroup_bounds_threads_and_processes(tmp_path, monkeypatch, files):
+    mounted = {f"/sys/fs/cgroup/{name}": tmp_path / name for name in files}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    exists, opened = os.path.exists, open
+    is_quota = lambda file: str(file).startswith("/sys/fs/cgroup/cpu")  # noqa: E731
+    monkeypatch.setattr(os.path, "exists", lambda file: file in mounted if is_quota(file) else exists(file))
+    monkeypatch.setattr("builtins.open", lambda file, *how, **more: opened(mounted.get(file, file), *how, **more))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        hardware.keep_to_quota()
+        assert (torch.get_num_threads(), os.environ.pop("OMP_NUM_THREADS")) == (1, "1")
+        assert hardware.max_jobs(torch.device("cpu")) == 1
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's own word
+        torch.set_num_threads(2)
+        hardware.keep_to_quota()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.fault("little memory", "a cgroup's limit, of both generations", "fewer processes at a time, at least one")
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_memory_of_a_cgroup_bounds_the_processes(tmp_path, monkeypatch, version):
+    folder = tmp_path / "memory" if version == 1 else tmp_path
+    limit, usage, inactive = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }[version]
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    monkeypatch.setattr(hardware, "cores", lambda: 64)
+    cpu = torch.device("cpu")
+    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {100 * 2**20} kB\n")  # 100 GiB
+    monkeypatch.setattr(hardware, "MEMORY_INFO", tmp_path / "meminfo")
+    assert hardware.max_jobs(cpu) == 50
+    (folder / usage).write_text(str(3 * 2**30))
+    (folder / "memory.stat").write_text(f"anon 1\n{inactive} {2 * 2**30}\n")
+    for given, jobs in ((str(9 * 2**30), 4), (str(2**30), 1), ("max", 50)):
+        (folder / limit).write_text(given)
+        assert hardware.max_jobs(cpu) == jobs

@@ -28,6 +28,10 @@ class UnreachableDataError(DataError):
     """No mirror has the data: the one reason for which `dataset=auto` takes other data."""
 
 
+class EngineError(DrilldownError):
+    """The kernels of the Numba engine cannot be compiled."""
+
+
 class DivergedError(DrilldownError):
     """The loss is not a finite number."""
 

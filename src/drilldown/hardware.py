@@ -13,7 +13,9 @@ from drilldown.errors import ParameterError
 if TYPE_CHECKING:
     import torch
 
+CPU_MEMORY = 2 * 2**30  # bytes for a process that trains on the CPU: more than it needs
 CUDA_MEMORY = 8 * 2**30  # bytes for a process that trains several seeds at the same time: more than it needs
+MEMORY_INFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 SPIN_COUNT = 3000  # turns of the waiting loop; libgomp makes 300,000 by default
 
 
@@ -24,14 +26,53 @@ def cores() -> int:
     return int(joblib.cpu_count())
 
 
-def max_jobs(device: "torch.device") -> int:
-    """Return how many processes can train at a time: one for each core and, on CUDA, as far as its memory suffices."""
-    if device.type != "cuda":
-        return cores()
+def keep_to_quota() -> None:
+    """Let torch, and the processes that this one starts, use no more threads than `cores`.
+
+    OpenMP counts the cores of the affinity: with half a core as quota, two threads would hold each other up. A user's
+    own OMP_NUM_THREADS stays.
+    """
     import torch
 
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(cores(), free // CUDA_MEMORY))
+    if "OMP_NUM_THREADS" not in os.environ and cores() < torch.get_num_threads():
+        os.environ["OMP_NUM_THREADS"] = str(cores())
+        torch.set_num_threads(cores())
+
+
+def free_memory() -> int | None:
+    """Return how many bytes processes can still take: on this machine, and by the limit of its cgroup; None if unknown.
+
+    A cgroup counts the files in memory too; those that were not used lately make room when it is needed.
+    """
+    free = []
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        free.append(1024 * _numbers(MEMORY_INFO)["MemAvailable:"])
+    for folder, limit, usage, inactive in (
+        (CGROUP, "memory.max", "memory.current", "inactive_file"),
+        (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no limit
+            used = int((folder / usage).read_text()) - _numbers(folder / "memory.stat")[inactive]
+            free.append(int((folder / limit).read_text()) - used)
+    return max(0, min(free)) if free else None
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """The lines of a file of the kernel: names and numbers."""
+    return {name: int(number) for name, number, *_ in map(str.split, file.read_text().splitlines())}
+
+
+def max_jobs(device: "torch.device") -> int:
+    """Return how many processes can train at a time: one for each core, as far as the memory suffices."""
+    most, memory = cores(), free_memory()
+    if memory is not None:
+        most = min(most, memory // CPU_MEMORY)
+    if device.type == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        most = min(most, free // CUDA_MEMORY)
+    return max(1, most)
 
 
 def keep_freed_memory() -> None:

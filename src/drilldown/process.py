@@ -4,11 +4,13 @@ Nothing slow is imported here, so that a process is guarded before it imports ev
 """
 
 import atexit
+import contextlib
 import functools
 import math
 import os
 import platform
 import signal
+import tempfile
 import threading
 import time
 import uuid
@@ -96,14 +98,30 @@ def liveness_lock() -> str | None:
     Returns: the lock's name, by which other processes ask `is_gone`; None where no file can be written.
     """
     file_name = os.environ.get("MLFLOW_RUN_ID") or uuid.uuid4().hex  # other processes know the run's id from the start
-    lock = FileLock(LIVENESS_FOLDER.absolute() / file_name)
     try:
-        LIVENESS_FOLDER.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_folder() / file_name)
         lock.acquire(timeout=10)  # is_gone() takes it for a moment
     except OSError:
         return None
     atexit.register(_release, lock)
-    return lock_name(file_name)
+    return f"{platform.node()}:{lock.lock_file}"
+
+
+def lock_folder() -> Path:
+    """The folder for this project's locks: in the working directory, or else, if that is read-only, a temporary one.
+
+    Raises: OSError when neither can be written.
+    """
+    with contextlib.suppress(OSError):
+        LIVENESS_FOLDER.mkdir(parents=True, exist_ok=True)
+        if os.access(LIVENESS_FOLDER, os.W_OK):
+            return LIVENESS_FOLDER.absolute()
+    user = os.getuid()
+    folder = Path(tempfile.gettempdir()) / f"drilldown-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != user:  # another user may have made it
+        raise PermissionError(f"{folder} belongs to another user")
+    return folder
 
 
 def _release(lock: FileLock) -> None:

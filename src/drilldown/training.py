@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import mlflow
 import torch
 from mlflow.exceptions import MlflowException
 from tqdm import tqdm
@@ -28,7 +29,6 @@ from drilldown.reporting import gate, report
 from drilldown.steps import ROOT, Step, load_step
 from drilldown.tracking import invocation, provenance, runs, store
 
-CHECKPOINTS = Path("checkpoints")
 IMAGES = ROOT / "docs" / "digits"  # to try a model on
 
 
@@ -92,7 +92,7 @@ def train_run(
     device = train.prepare(options.seed, options.device, options.threads)
     network = step.network()
     acceleration = accelerate(network, engine=options.engine, device=device)
-    tags = {"kind": "train", "step": name}
+    tags = {"kind": "train", "step": name, "checkpoints": str(store.checkpoints().absolute())}
     with contextlib.ExitStack() as stack:
         if resume:  # all that could forbid it is checked before the run is changed
             assert run_id
@@ -100,10 +100,12 @@ def train_run(
             tags["dataset.location"] = dataset.location  # it may have moved since
             fingerprint = find_fingerprint(step, options, dataset, device, acceleration.engine)
             runs.check_fingerprint(run_id, fingerprint)
-            stack.enter_context(checkpoint.lock(CHECKPOINTS / run_id, fresh=False))
+            folder = runs.checkpoints(mlflow.get_run(run_id))
+            tags["checkpoints"] = str(folder.parent.absolute())
+            stack.enter_context(checkpoint.lock(folder, fresh=False))
         run_id = stack.enter_context(runs.run(run_name(name, options.seed), tags, run_id, resume=resume))
-        folder = CHECKPOINTS / run_id
         if not resume:
+            folder = store.checkpoints() / run_id
             stack.enter_context(checkpoint.lock(folder))
             dataset = dataset or load_dataset(options)
             runs.check_dataset(run_id, dataset)

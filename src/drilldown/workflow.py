@@ -49,6 +49,7 @@ def command(function: Callable[P, None], connect: Callable[[], None] = store.con
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         store.quiet_mlflow()
+        hardware.keep_to_quota()
         with training.explained_errors():
             connect()
             function(*args, **kwargs)
@@ -416,4 +417,4 @@ def show_status(model: str, experiment: str) -> None:
         return
     experiments = search.experiments(experiment)
     runs.name_opened("status", {"kind": "status"})
-    click.echo(status.overview(model, experiments, training.CHECKPOINTS))
+    click.echo(status.overview(model, experiments))

@@ -63,7 +63,7 @@ def test_an_unsupported_convolution_falls_back_to_torch_and_is_named(layer, feat
     assert acceleration.reason == f"{layer} has {feature}: {TAKES}, in float32 or float64"
     with pytest.raises(ParameterError) as refusal:
         accelerate(network, engine="numba")
-    assert str(refusal.value) == f"engine is 'numba': it takes auto or torch for this network: {acceleration.reason}"
+    assert str(refusal.value) == f"engine is 'numba': it takes auto or torch here, because {acceleration.reason}"
     assert "\n" not in str(refusal.value)
 
 
@@ -88,7 +88,7 @@ def test_an_unsupported_network_falls_back_to_torch_with_a_reason(network, devic
     acceleration = accelerate(network, device=device)
     assert acceleration.engine == "torch"
     assert acceleration.reason.startswith(reason)
-    with pytest.raises(ParameterError, match="it takes auto or torch for this network"):
+    with pytest.raises(ParameterError, match="it takes auto or torch here"):
         accelerate(network, engine="numba", device=device)
 
 

@@ -9,10 +9,11 @@ import mlflow
 import pytest
 from filelock import FileLock
 
-from drilldown import __main__, process, training
+from drilldown import __main__, process
 from drilldown.registry import registry
 from drilldown.registry.champion import set_champion
 from drilldown.tracking import runs
+from drilldown.tracking.store import checkpoints
 from drilldown.tracking.tags import ours, prefixed
 from tests.support.interruption import interrupted_after_an_epoch
 from tests.test_cli import refused
@@ -142,7 +143,7 @@ def test_interrupted_trainings_with_the_command_that_resumes_them(status, store,
         assert cells(lines, "runs in progress in Default") == [["none"]]
         assert (process.LIVENESS_FOLDER / "dead").exists()  # by it, the next command closes the run
     assert store.get_run(interrupted).info.status == "RUNNING"
-    (training.CHECKPOINTS / interrupted).rename(training.CHECKPOINTS / "elsewhere")
+    (checkpoints() / interrupted).rename(checkpoints() / "elsewhere")
     assert cells(status(), "interrupted trainings, and how to resume them") == [["none"]]
 
 

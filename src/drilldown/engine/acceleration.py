@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from drilldown.choices import ENGINES
 from drilldown.engine import cuda
 from drilldown.engine.pooling import EvalMaxPool, is_max_pool_2x2
-from drilldown.engine.support import DTYPES, why_unsupported
+from drilldown.engine.support import DTYPES, why_unavailable, why_unsupported
 from drilldown.errors import ParameterError
 
 
@@ -23,19 +23,19 @@ def accelerate(*networks: nn.Module, engine: str = "auto", device: torch.device 
 
     Args:
         networks: the trained network and, if there is one, the average of its weights.
-        engine: "numba"; "torch"; or "auto", which is "numba" for the networks that it supports.
+        engine: "numba"; "torch"; or "auto", which is "numba" for the networks that it supports, if Numba can compile.
         device: where the networks will train; by default, where their parameters are.
 
     Raises:
-        ParameterError: no such engine, or engine="numba" and the networks are not supported.
+        ParameterError: no such engine, or engine="numba" and the networks are not supported, or Numba cannot compile.
     """
     if engine not in ENGINES:
         raise ParameterError(f"engine is {engine!r}: it takes one of {', '.join(ENGINES)}")
     devices = {device} if device else {tensor.device for network in networks for tensor in network.parameters()}
     device_types = {device.type for device in devices}
-    reason = None if engine == "torch" else why_unsupported(networks, device_types)
+    reason = None if engine == "torch" else why_unsupported(networks, device_types) or why_unavailable()
     if engine == "numba" and reason:
-        raise ParameterError(f"engine is 'numba': it takes auto or torch for this network: {reason}")
+        raise ParameterError(f"engine is 'numba': it takes auto or torch here, because {reason}")
     chosen = "torch" if engine == "torch" or reason else "numba"
     return Acceleration(networks, chosen, reason, device_types)
 

@@ -10,6 +10,7 @@ from numba.core import event
 from torch import nn
 
 from drilldown.engine.plan import Plan
+from drilldown.errors import EngineError
 
 
 class _NotCachedError(Exception):
@@ -32,6 +33,8 @@ def load_kernels(dtype: torch.dtype) -> None:
 
     Numba optimizes a parallel loop twice, alone and as a part of its function. The process that compiles runs one
     version and caches the other, and the two round differently. So no process may run what it compiled itself.
+
+    Raises: EngineError when they cannot be compiled.
     """
     try:
         with event.install_listener("numba:compile", _CompilationGuard()):
@@ -39,9 +42,16 @@ def load_kernels(dtype: torch.dtype) -> None:
     except _NotCachedError:
         print("compiling the training kernels for this processor, once (about 20 s)", file=sys.stderr)
         code = f"import torch; from {__name__} import call_every_kernel; call_every_kernel({dtype})"
-        # In a session of its own, the process does not receive Ctrl-C; subprocess.run ends it when this one does.
         command, path = [sys.executable, "-c", code], os.pathsep.join(map(os.path.abspath, sys.path))
-        subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True, start_new_session=True)
+        environment = os.environ | {"PYTHONPATH": path}
+        # In a session of its own, the process does not receive Ctrl-C; subprocess.run ends it when this one does.
+        done = subprocess.run(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+        if done.returncode:  # the disk is full, the memory too small
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise EngineError(
+                f"the training kernels cannot be compiled (exit status {done.returncode}: {last}); engine=torch trains "
+                "without them"
+            ) from None
         call_every_kernel(dtype)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 
 import mlflow
 from mlflow.entities import Run
@@ -20,12 +19,11 @@ from drilldown.tracking.tags import ours
 MAX_VERSIONS = 10  # of a model: the newest, and those with an alias
 
 
-def overview(model: str, experiments: Mapping[str, str], checkpoints: Path) -> str:
+def overview(model: str, experiments: Mapping[str, str]) -> str:
     """The registered models, and the unfinished runs of these experiments (names by ids).
 
     Args:
         model: the name of one registered model, or "all".
-        checkpoints: the folder with the states of interrupted trainings.
 
     Raises: ParameterError when there is no such registered model.
     """
@@ -35,7 +33,7 @@ def overview(model: str, experiments: Mapping[str, str], checkpoints: Path) -> s
         return f"{where}: {nothing_yet()}"
     unfinished = search.unfinished_runs(experiments)
     in_progress = [run for run in unfinished if run.info.status == "RUNNING" and not store.is_abandoned(run, keep=True)]
-    stopped = (run for run in unfinished if run not in in_progress and checkpoint.exists(checkpoints / run.info.run_id))
+    stopped = (run for run in unfinished if run not in in_progress and checkpoint.exists(runs.checkpoints(run)))
     parts = [part for found in models for part in _model(found)]
     parts = parts or ["no registered model yet: a run that passes the gate registers one"]
     parts.append(_table(f"runs in progress in {where}", map(_progress, in_progress)))

@@ -17,6 +17,7 @@ from drilldown.learning.files import atomic_write
 from drilldown.learning.train import EpochMetrics, TrainState
 
 DIGEST_SIZE = hashlib.sha256().digest_size
+FOLDER_VARIABLE = "DRILLDOWN_CHECKPOINTS"  # may name the folder for the states of all runs
 KEPT = 2  # if the newest is damaged, the one before it takes its place
 
 
@@ -36,7 +37,9 @@ def lock(folder: Path, fresh: bool = True) -> Iterator[None]:
     except Timeout:
         raise ParameterError(f"resume is {folder.name!r}: that run is being trained by another process") from None
     except OSError as error:
-        raise CheckpointError(f"nothing can be saved in {folder} ({error.strerror})") from error
+        raise CheckpointError(
+            f"nothing can be saved in {folder} ({error.strerror}); set {FOLDER_VARIABLE} to a folder that takes files"
+        ) from error
     try:
         yield
     finally:

@@ -8,11 +8,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
 import torch
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -228,6 +230,13 @@ def resume_options(run_id: str, step: str, given: TrainOptions) -> TrainOptions:
         if getattr(given, name) not in (getattr(defaults, name), value):
             raise ParameterError(f"{name} is {getattr(given, name)!r}: the run that is resumed has {value!r}")
     return replace(given, **stored)  # type: ignore[arg-type]
+
+
+def checkpoints(run: Run) -> Path:
+    """The folder with the training states of a run: where they are written now, or else where they were written."""
+    written = ours(run.data.tags).get("checkpoints")
+    now, *others = [store.checkpoints() / run.info.run_id, *([Path(written) / run.info.run_id] if written else [])]
+    return next((folder for folder in (now, *others) if folder.is_dir()), now)
 
 
 def check_fingerprint(run_id: str, fingerprint: Mapping[str, str]) -> None:

@@ -23,9 +23,11 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_SOURCE_NAME,
     MLFLOW_SOURCE_TYPE,
 )
+from platformdirs import user_cache_path
 
 from drilldown import process
 from drilldown.errors import ParameterError, StoreError
+from drilldown.learning.checkpoint import FOLDER_VARIABLE
 from drilldown.messages import one_line, without_password
 from drilldown.steps import ROOT, STEP_NAMES
 from drilldown.tracking import database, lease
@@ -190,12 +192,24 @@ def store_lock(name: str) -> contextlib.AbstractContextManager[object]:
     """
     if file := sqlite_file():
         return FileLock(f"{file}.{name}.lock")
-    try:
-        process.LIVENESS_FOLDER.mkdir(exist_ok=True)
-    except OSError:
-        return contextlib.nullcontext()  # the folder is read-only: nobody trains here
     server = hashlib.sha256(mlflow.get_tracking_uri().encode()).hexdigest()[:16]  # the address may hold a password
-    return FileLock(process.LIVENESS_FOLDER / f"{server}.{name}.lock")
+    try:
+        return FileLock(process.lock_folder() / f"{server}.{name}.lock")
+    except OSError:
+        return contextlib.nullcontext()  # nothing can be written here
+
+
+def checkpoints() -> Path:
+    """The folder for the training states of the store's runs: where the next process finds them, from any checkout.
+
+    That is the folder in DRILLDOWN_CHECKPOINTS, or else one beside the database, or else one in the user's cache.
+    """
+    if given := os.environ.get(FOLDER_VARIABLE):
+        return Path(given).expanduser().absolute()
+    file = sqlite_file()
+    folder = Path(file).absolute().parent if file else user_cache_path("drilldown")
+    folder /= "checkpoints"
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def champion_lock(model: str) -> contextlib.AbstractContextManager[Lease]:
