@@ -174,6 +174,15 @@ def roll_back(**given: str) -> None:
     workflow.roll_back(**given)
 
 
+@cli.command("relocate", help="Tell the store that the folder with its files has moved.")
+@option("old", help="the folder before  [default: what is gone]")
+@option("new", help="the folder now  [default: where the same files lie beside the database]")
+def relocate(old: str, new: str) -> None:
+    from drilldown import workflow
+
+    workflow.relocate(old, new)
+
+
 @cli.command("predict", help="Classify image files.")
 @option("images", required=True, help="an image file, or a folder of image files")
 @option("model", default=f"models:/{DEFAULT_MODEL}@champion", help="URI of the model that answers")

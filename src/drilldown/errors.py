@@ -52,6 +52,10 @@ class VerificationError(RegistryError):
     """A registered model was altered, or does not answer as it did when it was logged."""
 
 
+class MissingFilesError(VerificationError):
+    """Files of a registered model are gone; that says nothing about what they held."""
+
+
 class ChampionError(RegistryError):
     """The champion itself fails its checks, so that nothing can be compared with it."""
 

@@ -33,7 +33,7 @@ from drilldown.registry import finished, registry
 from drilldown.registry.champion import champion_history, dataset_of, explain_no_champion, get_champion
 from drilldown.reporting import plots
 from drilldown.steps import STEP_NAMES, load_step
-from drilldown.tracking import invocation, runs, search, store, tags
+from drilldown.tracking import invocation, places, runs, search, store, tags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,18 +43,34 @@ DIGITS = tuple("0123456789")
 P = ParamSpec("P")
 
 
-def command(function: Callable[P, None], connect: Callable[[], None] = store.connect) -> Callable[P, None]:
-    """Connect a command to the store, and turn errors of MLflow and of memory into errors of one line."""
+def command(
+    function: Callable[P, None], *, connect: Callable[[], None] = store.connect, needs: str = "files"
+) -> Callable[P, None]:
+    """Connect a command to the store, and turn errors of MLflow and of memory into errors of one line.
+
+    Args:
+        function: what the command does.
+        connect: opens the store.
+        needs: "files" if the store's files must be where it says; "store" if there must also be a store; or "".
+    """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         store.quiet_mlflow()
         hardware.keep_to_quota()
         with training.explained_errors():
+            places.check_address()
+            if needs == "store" and not store.exists():
+                raise StoreError(f"MLFLOW_TRACKING_URI is {mlflow.get_tracking_uri()!r}: {status.no_store()}")
             connect()
+            if needs and (missing := places.missing_files()):
+                raise StoreError(missing)
             function(*args, **kwargs)
 
     return run
+
+
+on_a_store = functools.partial(command, needs="store")  # a command that uses what was trained
 
 
 @command
@@ -218,7 +234,7 @@ def work(dataset: str) -> None:
     worker.work(dataset)
 
 
-@command
+@on_a_store
 def compare_steps(dataset: str, experiment: str) -> None:
     """Compare the finished runs of the steps."""
     experiments = search.experiments(experiment)
@@ -250,7 +266,7 @@ def _log_comparison(
     training.say(invocation.next_steps(("compare.html", "compare.png", "compare.csv")))
 
 
-@command
+@on_a_store
 def register(run_id: str, dataset: str, data_dir: str) -> None:
     """Register the model of a finished run, with all the checks of a run that registers its model itself."""
     with runs.run("register", {"kind": "register", "registers": run_id}):
@@ -261,7 +277,7 @@ def register(run_id: str, dataset: str, data_dir: str) -> None:
         training.say(invocation.next_steps((), training.how_to_use(registration.name), registration.name))
 
 
-@command
+@on_a_store
 def promote(version: str, *, force: bool, model: str, why: str, dataset: str, data_dir: str) -> None:
     """Make a version the champion by hand, with the checks of every promotion."""
     with runs.run(f"promote {model}", {"kind": "promote", "promote": model}):
@@ -269,7 +285,7 @@ def promote(version: str, *, force: bool, model: str, why: str, dataset: str, da
         _show_change(model, registry.promote(model, version, measured_on, why=why, force=force))
 
 
-@command
+@on_a_store
 def roll_back(*, model: str, why: str, dataset: str, data_dir: str) -> None:
     """Make the previous champion the champion again."""
     with runs.run(f"rollback {model}", {"kind": "rollback", "rollback": model}):
@@ -299,7 +315,7 @@ def _show_change(model: str, done: registry.Registration) -> None:
     training.say(invocation.next_steps((), training.how_to_use(model), model))
 
 
-@command
+@on_a_store
 def predict_images(images: str, model: str, several: bool, labels: str) -> None:
     """Classify image files by a registered model, and log the answers."""
     files = predict.find_images(images)
@@ -357,7 +373,7 @@ def _contact_sheet(files: Sequence[Path], answers: Sequence[Answer], details: st
     )
 
 
-@command
+@on_a_store
 def serve(model: str, port: int) -> None:
     """Serve the champion over HTTP until Ctrl-C: MLflow's own server, with the endpoint for pictures beside it."""
     from drilldown.inference import serving
@@ -374,7 +390,7 @@ def serve(model: str, port: int) -> None:
     serving.run(app, port)
 
 
-@command
+@on_a_store
 def draw(model: str, host: str, port: int) -> None:
     """Serve the page to draw on until Ctrl-C; under `mlflow run`, its run says so."""
     from drilldown.inference.current import CurrentChampion
@@ -392,7 +408,7 @@ def draw(model: str, host: str, port: int) -> None:
             server.serve(server.create_app(champion, host), listening)
 
 
-@command
+@on_a_store
 def record_results(name: str, epochs: int | None, force: bool, experiment: str) -> None:
     """Write results/STEP.json from the finished MNIST runs in the store."""
     recipe = load_step(name).recipe
@@ -401,7 +417,7 @@ def record_results(name: str, epochs: int | None, force: bool, experiment: str) 
     click.echo("next:   make docs")
 
 
-@command
+@on_a_store
 def close(run: str) -> None:
     """Close an open run whose machine is gone, and the open runs nested in it."""
     runs.name_opened("close", {"kind": "close", "closes": run})
@@ -409,12 +425,24 @@ def close(run: str) -> None:
         click.echo(f"closed as KILLED: {name}")
 
 
-@functools.partial(command, connect=store.connect_to_read)
+@functools.partial(command, connect=store.connect_to_read, needs="")
 def show_status(model: str, experiment: str) -> None:
     """Show the registered models and the unfinished runs; nothing is written to the store."""
     if not store.exists():
         click.echo(status.nothing_yet())
         return
+    if missing := places.missing_files():
+        click.echo(f"warning: {missing}", err=True)
     experiments = search.experiments(experiment)
     runs.name_opened("status", {"kind": "status"})
     click.echo(status.overview(model, experiments))
+
+
+@functools.partial(command, needs="")
+def relocate(old: str, new: str) -> None:
+    """Change the store's addresses of a folder that has moved."""
+    before, after, count, copy = places.relocate(old, new)
+    runs.name_opened("relocate", {"kind": "relocate"})
+    click.echo(f"{count:,} addresses lead to {after} now, no more to {before}; the database as it was: {copy}")
+    if missing := places.missing_files():
+        raise StoreError(missing)

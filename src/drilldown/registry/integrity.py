@@ -7,26 +7,29 @@ import warnings
 from pathlib import Path
 
 import mlflow.artifacts
+from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from drilldown.errors import VerificationError
+from drilldown.errors import MissingFilesError, VerificationError
+from drilldown.tracking.places import local_path
 from drilldown.tracking.tags import ours
 
 TAG = "model.digest"  # of a model version, without our prefix
+FILES = "model.files"  # a tag as well: the names of the files, as JSON
 DOWNLOAD_NOTE = "registered_model_meta"  # MLflow adds this file to every model that it downloads by name and version
 COMPILED = "__pycache__"  # Python adds this folder where somebody loads a model with a script straight from the store
 
 
 def digest(folder: str | Path) -> str:
     """SHA-256 of a model's files: their contents, and their paths in the folder."""
-    files = {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in Path(folder).rglob("*")
-        if file.is_file()
-    }
-    files.pop(DOWNLOAD_NOTE, None)
-    registered = {name: value for name, value in files.items() if not name.startswith(f"{COMPILED}/")}
-    return hashlib.sha256(json.dumps(registered, sort_keys=True).encode()).hexdigest()
+    files = {name: hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest() for name in names(folder)}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def names(folder: str | Path) -> list[str]:
+    """The paths of a model's files in its folder."""
+    found = sorted(file.relative_to(folder).as_posix() for file in Path(folder).rglob("*") if file.is_file())
+    return [name for name in found if name != DOWNLOAD_NOTE and not name.startswith(f"{COMPILED}/")]
 
 
 def fetch(version: ModelVersion, folder: str | Path) -> str:
@@ -35,12 +38,20 @@ def fetch(version: ModelVersion, folder: str | Path) -> str:
     Nobody else writes to the copy, so the files that were checked are the files that are loaded. A version without a
     digest (registered by other means, or before digests were kept) is used with a warning.
 
-    Raises: VerificationError when a file was altered.
+    Raises: VerificationError when a file was altered, MissingFilesError when one is gone.
     """
+    name, tags = f"{version.name} version {version.version}", ours(version.tags)
+    address = MlflowClient().get_model_version_download_uri(version.name, version.version)
+    if (path := local_path(address)) and not path.is_dir():
+        raise MissingFilesError(f"the files of {name} are gone: there is no folder {path}")
     copy: str = mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder))
     shutil.rmtree(Path(copy) / COMPILED, ignore_errors=True)  # it is not checked, so it is not used
-    name = f"{version.name} version {version.version}"
-    if (expected := ours(version.tags).get(TAG)) is None:
+    found_names = names(copy)
+    if missing := sorted({*json.loads(tags.get(FILES, "[]"))} - {*found_names}):
+        raise MissingFilesError(f"files of {name} are gone: there is no {', '.join(missing)} in {path or address}")
+    if not found_names:
+        raise MissingFilesError(f"the files of {name} are gone: {path or address} is empty")
+    if (expected := tags.get(TAG)) is None:
         warnings.warn(f"{name} has no {TAG}: whether its files were altered cannot be told", stacklevel=2)
     elif (found := digest(copy)) != expected:
         raise VerificationError(

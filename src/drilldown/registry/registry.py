@@ -88,7 +88,7 @@ def register(
     name = model_name(dataset.name)
     with tempfile.TemporaryDirectory() as folder:
         copy = mlflow.artifacts.download_artifacts(model.model_uri, dst_path=folder)
-        model_digest = integrity.digest(copy)
+        files = {integrity.TAG: integrity.digest(copy), integrity.FILES: json.dumps(integrity.names(copy))}
     tags = {
         "step": step,
         "dataset.digest": dataset.digest,
@@ -100,7 +100,7 @@ def register(
     more = dict(more_tags or {})
     with champion_lock(name):  # MLflow fails when two processes set an alias that does not exist yet
         found = _find(client, name, model.model_uri, run_id)
-        found = found or _create(client, dataset.name, model, run_id, {**tags, **more}, model_digest)
+        found = found or _create(client, dataset.name, model, run_id, {**tags, **more}, files)
         version, known = str(found.version), ours(found.tags)
         is_new = "verified" not in known  # or its registration was interrupted
         wanted = {**tags, **more} if is_new else more
@@ -125,7 +125,7 @@ def _create(
     model: ModelInfo | LoggedModel,
     run_id: str,
     tags: Mapping[str, str],
-    model_digest: str,
+    files: Mapping[str, str],
 ) -> ModelVersion:
     name = model_name(dataset)
     try:
@@ -133,7 +133,7 @@ def _create(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    digests = {"dataset.digest": tags["dataset.digest"], integrity.TAG: model_digest}
+    digests = {"dataset.digest": tags["dataset.digest"], **files}
     others = {name: value for name, value in tags.items() if name not in digests}
     tags = prefixed(others | packed("fingerprint", digests))
     # With its tags from the first moment: no version of ours is ever without them.
@@ -163,6 +163,7 @@ def promote(
         while True:
             champion = get_champion(name)
             if champion and champion.version == challenger.version:
+                verify([challenger], dataset, verifier)
                 return Registration(name, version, True, "it is the champion already")
             comparison = _compare(challenger, champion, dataset, verifier, verified)
             with champion_lock(name) as lease:  # two challengers must not both beat the same champion

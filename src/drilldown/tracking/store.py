@@ -318,7 +318,8 @@ def note_error(message: str, run_id: str | None = None) -> None:
     """Keep the message on the run, or on the one that `mlflow run` opened and nobody has taken over yet."""
     if run_id := run_id or os.environ.get("MLFLOW_RUN_ID"):
         with contextlib.suppress(Exception), short_timeouts():  # the store itself may be what failed
-            _set_error(mlflow.MlflowClient(), run_id, one_line(message))
+            if exists():
+                _set_error(mlflow.MlflowClient(), run_id, one_line(message))
 
 
 def _set_error(client: mlflow.MlflowClient, run_id: str, message: str) -> None:

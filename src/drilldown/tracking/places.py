@@ -1,0 +1,146 @@
+"""Where the store keeps files: its relative addresses, folders that are gone, and their move to where they are now."""
+
+import os
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote, urlparse
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
+
+from drilldown.errors import ParameterError, StoreError
+from drilldown.tracking import invocation, store
+
+# MLflow keeps absolute addresses in these columns.
+ADDRESSES = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
+# The experiments with runs that have ended: only these must have a folder.
+USED = """
+SELECT artifact_location FROM experiments WHERE lifecycle_stage = 'active' AND experiment_id IN
+(SELECT experiment_id FROM runs WHERE lifecycle_stage = 'active' AND status = 'FINISHED')
+"""
+
+
+def check_address() -> None:
+    """Raise StoreError when this run was opened in a store that is relative to another working directory.
+
+    `mlflow run` starts a project in the project's folder, and a relative address then leads to another database.
+    """
+    file, run_id = store.sqlite_file(), os.environ.get("MLFLOW_RUN_ID")
+    if file and run_id and not Path(file).is_absolute() and not _has_run(run_id):
+        raise StoreError(
+            f"MLFLOW_TRACKING_URI is {mlflow.get_tracking_uri()!r}, which is relative: `mlflow run` read it in the folder "
+            f"where you started it, and this project in its own folder {Path.cwd()}; it takes an absolute address, as "
+            f"sqlite:////FOLDER/{Path(file).name}"
+        )
+
+
+def _has_run(run_id: str) -> bool:
+    if not store.exists():
+        return False
+    try:
+        mlflow.MlflowClient().get_run(run_id)
+    except MlflowException:
+        return False
+    return True
+
+
+def missing_files() -> str | None:
+    """Say which folder with the files of finished runs is gone, and what to do; None if there is none.
+
+    Only a SQLite database is looked at: the folders of a server may be on another machine.
+    """
+    file = store.sqlite_file()
+    if not file or not store.exists():
+        return None
+    folders = [path for (address,) in _read(file, USED) if (path := local_path(address))]
+    gone = sorted(folder for folder in folders if not folder.is_dir())
+    if not gone:
+        return None
+    new = _moved(gone[0], Path(file).absolute().parent)
+    where = f"it seems to be {new[1]} now" if new else "if it has moved, say where"
+    old, found = new or (gone[0].parent, "FOLDER")
+    return (
+        f"files of this store, {file}, are gone: there is no folder {gone[0]}; {where}: "
+        f"{invocation.command('relocate', old=old, new=found)}"
+    )
+
+
+def _moved(gone: Path, beside: Path) -> tuple[Path, Path] | None:
+    """The part of a path that has changed, before and now, if the same files lie beside the database."""
+    for old in gone.parents:
+        if old.name and (beside / gone.relative_to(old)).is_dir():
+            return old, beside
+    return None
+
+
+def relocate(old: str, new: str) -> tuple[Path, Path, int, Path]:
+    """Change every address of the store that begins with `old` to begin with `new`, in one transaction.
+
+    Either may be empty: then it is what `missing_files` finds. A copy of the database is kept.
+
+    Returns: the folder before, the folder now, the number of addresses, and the copy.
+    Raises: ParameterError when there is nothing to change, or the files are not in the new folder.
+    """
+    file = store.sqlite_file()
+    if not file or not store.exists():
+        raise ParameterError(
+            f"MLFLOW_TRACKING_URI is {mlflow.get_tracking_uri()!r}: relocate takes a store that is a SQLite database"
+        )
+    folder = Path(file).absolute().parent
+    gone = [path for (address,) in _read(file, USED) if (path := local_path(address)) and not path.is_dir()]
+    found = next(filter(None, (_moved(path, folder) for path in gone)), None)
+    if not old and not found:
+        raise ParameterError(
+            "old is not given, and no folder of this store is gone: it takes the folder that has moved"
+        )
+    before = Path(os.path.abspath(old)) if old else found[0]  # type: ignore[index]  # noqa: PTH100 (it is gone)
+    after = Path(os.path.abspath(new)) if new else (found[1] if found else folder)  # noqa: PTH100
+    copy = Path(f"{file}.before-relocate-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+    with closing(sqlite3.connect(file, timeout=30)) as database, database:
+        database.execute("BEGIN IMMEDIATE")  # nobody else writes until the end
+        moved = {
+            (table, address): now
+            for table, column in ADDRESSES.items()
+            for (address,) in database.execute(f"SELECT DISTINCT {column} FROM {table}")
+            if (now := _relocated(address, before, after)) is not None
+        }
+        if not moved:
+            raise ParameterError(f"old is {str(before)!r}: no address of this store begins with it")
+        if not any((path := local_path(now)) and path.is_dir() for now in moved.values()):
+            raise ParameterError(f"new is {str(after)!r}: none of the store's files is there")
+        with closing(sqlite3.connect(file)) as reader, closing(sqlite3.connect(copy)) as kept:
+            reader.backup(kept)
+        changed = 0
+        for (table, address), now in moved.items():
+            column = ADDRESSES[table]
+            statement = f"UPDATE {table} SET {column} = ? WHERE {column} = ?"
+            changed += database.execute(statement, (now, address)).rowcount
+    return before, after, changed, copy
+
+
+def _relocated(address: str | None, old: Path, new: Path) -> str | None:
+    """The address with another beginning; None if it does not begin with the old one."""
+    for before, after in ((str(old), str(new)), (f"file://{quote(str(old))}", f"file://{quote(str(new))}")):
+        if address and (address == before or address.startswith(f"{before}/")):
+            return after + address.removeprefix(before)
+    return None
+
+
+def local_path(address: str | None) -> Path | None:
+    """The path of an address on this machine; None if it is somewhere else."""
+    if not address or urlparse(address).scheme not in ("", "file"):
+        return None
+    return Path(local_file_uri_to_path(address) if address.startswith("file:") else address)
+
+
+def _read(file: str, query: str) -> list[tuple[str]]:
+    with closing(sqlite3.connect(f"{Path(file).absolute().as_uri()}?mode=ro", uri=True)) as database:
+        return database.execute(query).fetchall()
