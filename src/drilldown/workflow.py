@@ -60,11 +60,11 @@ def command(
         hardware.keep_to_quota()
         with training.explained_errors():
             places.check_address()
-            if needs == "store" and not store.exists():
-                raise StoreError(f"MLFLOW_TRACKING_URI is {mlflow.get_tracking_uri()!r}: {status.no_store()}")
+            if needs == "store":
+                places.check_store()
             connect()
-            if needs and (missing := places.missing_files()):
-                raise StoreError(missing)
+            if needs:
+                places.check_files()
             function(*args, **kwargs)
 
     return run
@@ -444,5 +444,4 @@ def relocate(old: str, new: str) -> None:
     before, after, count, copy = places.relocate(old, new)
     runs.name_opened("relocate", {"kind": "relocate"})
     click.echo(f"{count:,} addresses lead to {after} now, no more to {before}; the database as it was: {copy}")
-    if missing := places.missing_files():
-        raise StoreError(missing)
+    places.check_files()

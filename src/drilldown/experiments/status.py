@@ -41,11 +41,6 @@ def overview(model: str, experiments: Mapping[str, str]) -> str:
     return "\n\n".join(parts)
 
 
-def no_store() -> str:
-    """What to do where no store is; under a wrong address MLflow would make a new one."""
-    return f"there is no store; a training makes one: {invocation.command('step4')}"
-
-
 def nothing_yet() -> str:
     """What to do first, in an empty store."""
     return f"no run and no registered model yet; train a step first: {invocation.command('step4')}"

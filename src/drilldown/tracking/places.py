@@ -21,10 +21,10 @@ ADDRESSES = {
     "logged_models": "artifact_location",
     "model_versions": "storage_location",
 }
-# The experiments with runs that have ended: only these must have a folder.
+# The experiments in which a model was logged: of these, there is a folder for certain.
 USED = """
 SELECT artifact_location FROM experiments WHERE lifecycle_stage = 'active' AND experiment_id IN
-(SELECT experiment_id FROM runs WHERE lifecycle_stage = 'active' AND status = 'FINISHED')
+(SELECT experiment_id FROM logged_models WHERE lifecycle_stage = 'active')
 """
 
 
@@ -36,9 +36,18 @@ def check_address() -> None:
     file, run_id = store.sqlite_file(), os.environ.get("MLFLOW_RUN_ID")
     if file and run_id and not Path(file).is_absolute() and not _has_run(run_id):
         raise StoreError(
-            f"MLFLOW_TRACKING_URI is {mlflow.get_tracking_uri()!r}, which is relative: `mlflow run` read it in the folder "
-            f"where you started it, and this project in its own folder {Path.cwd()}; it takes an absolute address, as "
+            f"MLFLOW_TRACKING_URI is {mlflow.get_tracking_uri()!r}, which is relative: `mlflow run` took it from the "
+            f"folder where you started it, and the project runs in {Path.cwd()}; it takes an absolute address, as "
             f"sqlite:////FOLDER/{Path(file).name}"
+        )
+
+
+def check_store() -> None:
+    """Raise StoreError when there is no store: under a wrong address, MLflow would make one."""
+    if not store.exists():
+        raise StoreError(
+            f"MLFLOW_TRACKING_URI is {mlflow.get_tracking_uri()!r}: there is no store; a training makes one: "
+            f"{invocation.command('step4')}"
         )
 
 
@@ -52,8 +61,14 @@ def _has_run(run_id: str) -> bool:
     return True
 
 
+def check_files() -> None:
+    """Raise StoreError when a folder with files of this store is gone."""
+    if missing := missing_files():
+        raise StoreError(missing)
+
+
 def missing_files() -> str | None:
-    """Say which folder with the files of finished runs is gone, and what to do; None if there is none.
+    """Say which folder with files of this store is gone, and what to do; None if there is none.
 
     Only a SQLite database is looked at: the folders of a server may be on another machine.
     """
@@ -98,9 +113,7 @@ def relocate(old: str, new: str) -> tuple[Path, Path, int, Path]:
     gone = [path for (address,) in _read(file, USED) if (path := local_path(address)) and not path.is_dir()]
     found = next(filter(None, (_moved(path, folder) for path in gone)), None)
     if not old and not found:
-        raise ParameterError(
-            "old is not given, and no folder of this store is gone: it takes the folder that has moved"
-        )
+        raise ParameterError("old is not given, and nothing of this store is gone: it takes the folder that has moved")
     before = Path(os.path.abspath(old)) if old else found[0]  # type: ignore[index]  # noqa: PTH100 (it is gone)
     after = Path(os.path.abspath(new)) if new else (found[1] if found else folder)  # noqa: PTH100
     copy = Path(f"{file}.before-relocate-{datetime.now(UTC):%Y%m%dT%H%M%S}")
