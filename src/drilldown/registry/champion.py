@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import reprlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -12,10 +13,13 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from drilldown.choices import DATASETS
+from drilldown.errors import ParameterError
 from drilldown.tracking import invocation
 from drilldown.tracking.tags import ours, prefixed
 
 SUFFIX = "-cnn"  # of the registered models of this project, after the dataset's name
+MAX_ENTRY = 5_000  # characters of a tag of a registered model; SQLite takes more, other databases do not
+MAX_BESIDE = 2_000  # of them for what is stored beside the user's reason
 HISTORY = "champion/"  # the history is kept in tags of the registered model; their names begin so
 
 
@@ -31,9 +35,24 @@ class Change:
     why: str
     made: bool = False  # the entry is written before the alias moves, and confirmed afterwards
 
+    def stored(self) -> str:
+        """The text that is stored."""
+        return _json(asdict(self))
+
     def __str__(self) -> str:
         unmade = "" if self.made else " (announced, and never made)"
         return f"{self.at}  {self.kind}  {self.before or 'none'} → {self.after}  by {self.by}: {self.why}{unmade}"
+
+
+def check_why(why: str) -> None:
+    """Raise ParameterError when a reason is too long to be stored by every database."""
+    most = MAX_ENTRY - MAX_BESIDE
+    if len(_json(why)) > most:
+        raise ParameterError(f"why is {reprlib.repr(why)}: it takes at most {most:,} characters, as stored")
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)  # of one emoji, escapes would make twelve characters
 
 
 def model_name(dataset: str) -> str:
@@ -97,9 +116,10 @@ def set_champion(name: str, champion: ModelVersion | None, version: str, kind: s
     before = str(champion.version) if champion else None
     change = Change(now.isoformat(timespec="seconds"), _user(), kind, before, version, why)
     (tag,) = prefixed({f"{HISTORY}{now:%Y%m%dT%H%M%S.%f}": ""})
-    client.set_registered_model_tag(name, tag, json.dumps(asdict(change)))
+    announced, confirmed = change.stored(), replace(change, made=True).stored()
+    client.set_registered_model_tag(name, tag, announced)
     client.set_registered_model_alias(name, "champion", version)
-    client.set_registered_model_tag(name, tag, json.dumps(asdict(replace(change, made=True))))
+    client.set_registered_model_tag(name, tag, confirmed)
 
 
 def _user() -> str:

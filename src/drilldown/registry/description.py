@@ -4,6 +4,8 @@ import numpy as np
 
 from drilldown.registry.promotion import Candidate, Decision
 
+MAX_LENGTH = 5_000  # characters of a description; SQLite takes more, other databases do not
+
 
 def of_model(name: str, dataset: str) -> str:
     """What the registered model is, and how to use it."""
@@ -36,7 +38,8 @@ def of_version(
             f"neither: {decision.both_wrong:,}"
         )
     lines += [f"Wrong answers of version {model.version} by true class: {_wrong(model, labels)}" for model in models]
-    return "\n".join([f"{verdict}: {decision.reason}.\n", *(f"- {line}" for line in lines)])
+    text = "\n".join([f"{verdict}: {decision.reason}.\n", *(f"- {line}" for line in lines)])
+    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 2]} …"
 
 
 def _figures(model: Candidate, labels: np.ndarray) -> str:

@@ -18,6 +18,7 @@ from drilldown.errors import ChampionError, ParameterError, RegistryError
 from drilldown.learning.data import Dataset
 from drilldown.registry import description, integrity, promotion
 from drilldown.registry.champion import (
+    check_why,
     dataset_of,
     find_model,
     get_champion,
@@ -33,7 +34,9 @@ from drilldown.reporting.gate import Verdict
 from drilldown.reporting.report import columns
 from drilldown.tracking.lease import Lease
 from drilldown.tracking.store import champion_lock
-from drilldown.tracking.tags import ours, packed, prefixed
+from drilldown.tracking.tags import PREFIX, ours, packed, prefixed
+
+MAX_REASON = 1_000  # characters of a decision in the champion's history
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ def promote(
     VerificationError when it does not have the accuracy that was logged, ChampionError when the champion fails these
     checks.
     """
+    check_why(why)
     challenger = _get(name, version)
     version = str(challenger.version)
     verified: dict[str, Candidate] = {}
@@ -234,12 +238,22 @@ def _conclude(
     reason, tables = forced + decision.reason, promotion.tables(candidate, rival, labels, decision)
     result = asdict(decision) | {"promoted": promoted, "reason": reason}
     result = {f"promotion.{key}": value for key, value in result.items()}
-    _tag_version(client, name, version, packed("promotion", result))
-    client.update_model_version(name, version, description.of_version(candidate, rival, labels, decision, promoted))
+    # In this order, a failure at any of the writes leaves nothing that is not true.
     if promoted:
         lease.confirm()
-        set_champion(name, champion, version, "promotion", f"{why}; {reason}")
+        _withdraw(client, challenger)
+        set_champion(name, champion, version, "promotion", f"{why}; {reason[:MAX_REASON]}")
+    _tag_version(client, name, version, packed("promotion", result))
+    client.update_model_version(name, version, description.of_version(candidate, rival, labels, decision, promoted))
     return Registration(name, version, promoted, reason, "\n\n".join(map(columns, tables)))
+
+
+def _withdraw(client: MlflowClient, version: ModelVersion) -> None:
+    """Remove what was decided about a version before."""
+    if f"{PREFIX}promotion" in version.tags:
+        client.delete_model_version_tag(version.name, version.version, f"{PREFIX}promotion")
+    if version.description:
+        client.update_model_version(version.name, version.version, "")
 
 
 def roll_back(name: str, dataset: Dataset, *, why: str, verifier: Verifier | None = None) -> Registration:
@@ -248,6 +262,7 @@ def roll_back(name: str, dataset: Dataset, *, why: str, verifier: Verifier | Non
     Raises: RegistryError when there is no previous champion, or when it was measured on other data; VerificationError
     when it does not have the accuracy that was logged.
     """
+    check_why(why)
     with started(verifier) as verifier:
         while True:
             champion = get_champion(name)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow.data.numpy_dataset import NumpyDataset
 
+MAX_TAG = 5_000  # characters; MLflow cuts longer ones off, or its database refuses them
 MAX_MISTAKES = 40  # images on mistakes.png
 
 
@@ -350,7 +351,9 @@ def log_repeat(summary: Mapping[str, object], metrics: Mapping[str, float], figu
 def note_reused(run_ids: Sequence[str]) -> None:
     """Name the earlier runs that stand in for nested runs of the active one."""
     if run_ids:
-        set_tags({"reused": " ".join(run_ids)})
+        shown = run_ids[: MAX_TAG // (len(run_ids[0]) + 1) - 1]
+        more = [f"… and {len(run_ids) - len(shown)} more"] if len(shown) < len(run_ids) else []
+        set_tags({"reused": " ".join([*shown, *more])})
 
 
 def log_comparison(
