@@ -17,6 +17,7 @@ from benchmarks import pictures
 from benchmarks.errors import one_line_errors
 from drilldown.errors import ParameterError
 from drilldown.inference import predict
+from drilldown.inference.files import SUFFIXES
 from drilldown.inference.reader import Answer, Reader
 from drilldown.learning import data
 from drilldown.reporting.report import columns
@@ -133,7 +134,7 @@ def measure_folder(reader: Reader, folder: Path) -> dict[str, dict[str, dict]]:
 
     The first character of a file's name is the digit; `_writerNN` in it tells people apart.
     """
-    files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in predict.SUFFIXES]
+    files = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]
     labelled = [file for file in files if file.name[0].isdecimal()]
     if not labelled:
         raise ParameterError(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from benchmarks.errors import one_line_errors
 from drilldown.inference import predict
+from drilldown.inference.files import find_images
 from drilldown.inference.reader import Reader
 from drilldown.learning import data
 from drilldown.learning.evaluate import BATCH_SIZE, percent
@@ -51,7 +52,7 @@ def accuracies(model, images: np.ndarray, labels: np.ndarray, kinds: Sequence[tu
         for number, image in enumerate(tqdm(images, desc="writing", leave=False, disable=None)):
             *style, suffix = kinds[number % len(kinds)]
             write(image, Path(folder) / f"{number:05}.{suffix}", *style, generator)
-        found_digits = [answer.digit for answer in Reader(model).read(predict.find_images(folder))]
+        found_digits = [answer.digit for answer in Reader(model).read(find_images(folder)[0])]
     right = np.array([digit == label for digit, label in zip(found_digits, labels, strict=True)])  # a refusal is wrong
     found = {
         "as they are": percent((answers == labels).sum(), len(labels)),

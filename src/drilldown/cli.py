@@ -188,10 +188,11 @@ def relocate(old: str, new: str) -> None:
 @option("model", default=f"models:/{DEFAULT_MODEL}@champion", help="URI of the model that answers")
 @option("several", default="false", type=click.BOOL, help="read each digit of a picture, from left to right")
 @option("labels", help="CSV file with the columns file and label, or names: a file's name begins with its label")
-def predict(images: str, model: str, several: bool, labels: str) -> None:
+@option("recursive", default="false", type=click.BOOL, help="read the folders in the folder, too")
+def predict(images: str, model: str, several: bool, labels: str, recursive: bool) -> None:
     from drilldown import workflow
 
-    workflow.predict_images(images, model, several, labels)
+    workflow.predict_images(images, model, several, labels, recursive)
 
 
 @cli.command("serve", help="Serve the champion over HTTP, until Ctrl-C.")

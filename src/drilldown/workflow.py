@@ -23,6 +23,7 @@ from drilldown.errors import CompareError, ParameterError, PredictError, Registr
 from drilldown.experiments import compare, nested, records, repeat, status, worker
 from drilldown.experiments.progress import Progress
 from drilldown.inference import predict
+from drilldown.inference.files import find_images
 from drilldown.inference.framing import thumbnail
 from drilldown.inference.reader import Answer, Reader
 from drilldown.learning import data, side_by_side
@@ -316,9 +317,9 @@ def _show_change(model: str, done: registry.Registration) -> None:
 
 
 @on_a_store
-def predict_images(images: str, model: str, several: bool, labels: str) -> None:
+def predict_images(images: str, model: str, several: bool, labels: str, recursive: bool) -> None:
     """Classify image files by a registered model, and log the answers."""
-    files = predict.find_images(images)
+    files, left_out = find_images(images, recursive)
     with runs.run("predict", {"kind": "predict"}) as run_id:
         loaded, lineage = predict.load(model)
         reader = Reader(loaded, several=several)
@@ -329,6 +330,7 @@ def predict_images(images: str, model: str, several: bool, labels: str) -> None:
         answers = list(tqdm(reading, total=len(files), unit="image", desc="predicting", leave=False, disable=None))
         answered = [answer for answer in answers if answer.refusal is None]
         refused = {answer.source: answer.refusal for answer in answers if answer.refusal is not None}
+        refused |= {printable(str(folder)): reason for folder, reason in left_out.items()}
         metrics: dict[str, float] = {
             "predicted": len(answered),
             "refused": len(refused),

@@ -18,6 +18,7 @@ from PIL import Image
 from drilldown.__main__ import main
 from drilldown.errors import ParameterError
 from drilldown.inference import framing, predict
+from drilldown.inference.files import find_images
 from drilldown.inference.reader import Answer, Reader
 from drilldown.messages import printable
 from tests.support.pictures import Brightest, on_canvas
@@ -48,7 +49,7 @@ def saved(picture: Image.Image, kind: str, **settings) -> bytes:
 
 def predict_files(path) -> tuple[dict[str, Answer], dict[str, str]]:
     """Return the answers and the reasons of the refusals for a folder or a file, by file name."""
-    files = predict.find_images(path)
+    files, _ = find_images(path)
     answers = list(Reader(Brightest()).read(files))
     assert [answer.source for answer in answers] == [printable(str(file)) for file in files]
     assert all((answer.framed is None) == (answer.refusal is not None) for answer in answers)
@@ -157,7 +158,7 @@ def test_names_of_images_that_are_not_files(tmp_path, picture, record_property):
     assert list(predict_files(folder / "outside.png")[0]) == ["outside.png"]  # and so may a file that the user names
     for name in ("pipe", "broken", "circle", "device"):
         with pytest.raises(ParameterError, match="it takes an image file, or a folder"):
-            predict.find_images(folder / f"{name}.png")
+            find_images(folder / f"{name}.png")
 
 
 @contextlib.contextmanager
@@ -191,11 +192,11 @@ def test_unreadable_files(picture, record_property):
             assert "Permission denied" in refused["closed.png"]
             for path in (folder / "closed", folder / "closed" / "a.png"):
                 with pytest.raises(ParameterError, match="a folder that can be read .*Permission denied"):
-                    predict.find_images(path)
+                    find_images(path)
     impossible = ["x" * 5000, "~nobody-of-that-name/a.png", "a\0b"]
     for path in impossible:
         with pytest.raises(ParameterError, match="images is .*: it takes an image file, or a folder"):
-            predict.find_images(path)
+            find_images(path)
     if Path("/proc/self/mem").exists():  # it can be opened, but not read
         assert predict_files("/proc/self/mem")[1] == {"mem": "[Errno 5] Input/output error"}
     record_property("times", 4 + len(impossible))
@@ -271,7 +272,7 @@ def test_ten_thousand_files(tmp_path, digits):
     for number in range(10_000):
         Image.fromarray(images[number % len(images)]).save(tmp_path / f"{number:05}.png", compress_level=1)
     before = peak_memory()
-    files = predict.find_images(tmp_path)
+    files, _ = find_images(tmp_path)
     answers = list(Reader(Brightest()).read(files))
     assert [answer.source for answer in answers] == [str(file) for file in files]
     assert all(answer.refusal is None for answer in answers)

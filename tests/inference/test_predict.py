@@ -6,6 +6,7 @@ import pytest
 
 from drilldown.errors import ParameterError
 from drilldown.inference import predict
+from drilldown.inference.files import find_images
 from drilldown.inference.reader import Answer
 from tests.support.registered import register, verify_in_process
 from tests.support.tracked import track
@@ -71,9 +72,9 @@ def test_a_refused_picture_counts_as_wrong():
 
 def test_no_image_to_predict(tmp_path):
     with pytest.raises(ParameterError, match="images is .*nowhere.*: it takes an image file, or a folder"):
-        predict.find_images(tmp_path / "nowhere")
+        find_images(tmp_path / "nowhere")
     with pytest.raises(ParameterError, match="it takes a folder with files that end in .bmp"):
-        predict.find_images(tmp_path)
+        find_images(tmp_path)
 
 
 @pytest.mark.parametrize("uri", ["models:/mnist-cnn@first", "models:/mnist-cnn/1", "models:/mnist-cnn", "nowhere"])

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from drilldown.errors import PredictError
+from drilldown.inference.files import SIGNATURE_BYTES, format_name
 
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF")  # PIL's other readers touch no file, whatever its name
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # PIL's other readers touch no file, whatever its name
 MAX_BYTES = 100_000_000  # of a file; in a larger one PIL may search for a picture for minutes
 JPEG_SIDE = 1024  # a JPEG is decoded no smaller than this, in pixels of its short side
 SEARCH_SIDE = 256  # long side of the picture in which the digit is searched, in pixels
@@ -94,7 +95,13 @@ def open_picture(source: Path | bytes) -> Iterator["Image.Image"]:
         try:
             picture = Image.open(stream, formats=FORMATS)
         except UnidentifiedImageError:
-            raise PredictError(f"cannot identify image file: it is none of {', '.join(FORMATS)}") from None
+            stream.seek(0)
+            name = format_name(stream.read(SIGNATURE_BYTES))
+            if name and name.upper() not in FORMATS:
+                raise PredictError(f"it is in {name} format, which is not read: save it as PNG or JPEG") from None
+            raise PredictError(
+                f"cannot identify image file: it is none of {', '.join(FORMATS)}; save it as one of them"
+            ) from None
         picture.draft("L", (JPEG_SIDE, JPEG_SIDE))  # a JPEG is decoded in gray, and a large one smaller: faster
         ImageOps.exif_transpose(picture, in_place=True)
         yield picture

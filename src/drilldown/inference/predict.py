@@ -27,29 +27,7 @@ from drilldown.reporting.statistics import calibration_error, format_probability
 from drilldown.tracking import invocation
 from drilldown.tracking.tags import ours
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
 CHAMPION = re.compile("models:/([^/@]+)@champion")
-
-
-def find_images(path: str | Path) -> list[Path]:
-    """Return the image file itself, or the files of a folder whose names end like those of images, sorted by name.
-
-    Raises: ParameterError when there is none.
-    """
-    try:
-        path = Path(path).expanduser()
-        if path.is_file():
-            return [path.resolve() if path.is_symlink() else path]  # the user named this link, so it may point anywhere
-        if not path.is_dir():
-            raise ParameterError(f"images is {str(path)!r}: it takes an image file, or a folder with image files")
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
-        raise ParameterError(
-            f"images is {str(path)!r}: it takes an image file, or a folder that can be read ({error})"
-        ) from error
-    if not files:
-        raise ParameterError(f"images is {str(path)!r}: it takes a folder with files that end in {', '.join(SUFFIXES)}")
-    return files
 
 
 def load(model_uri: str) -> tuple[PyFuncModel, dict[str, str]]:
