@@ -1,6 +1,9 @@
 """The project runs wherever it lies: in a folder with an odd name, from another folder, from a git address."""
 
 import contextlib
+import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -64,6 +67,9 @@ def accepts(port):
     return False
 
 
+@pytest.mark.fault(
+    "a stopped run of a git address", "SIGINT after an epoch", "the line that it prints resumes it from another clone"
+)
 def test_from_a_git_address(odd, tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
@@ -79,12 +85,26 @@ def test_from_a_git_address(odd, tmp_path):
     try:
         wait_until(lambda: accepts(port), seconds=10, for_what=f"git on port {port}")
         # The clone has no compiled kernels; torch's engine saves the time to compile them.
-        parameters = ["-P", "dataset=digits", "-P", "epochs=1", "-P", "engine=torch"]
+        parameters = ["-P", "dataset=digits", "-P", "epochs=3", "-P", "engine=torch"]
         command = ["mlflow", "run", f"git://127.0.0.1:{port}/", "-e", "step4", "--env-manager", "local", *parameters]
         environment = {name: value for name, value in odd.environment.items() if name != "PYTHONPATH"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        with subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as stopped:  # fmt: skip
+            wait_until(lambda: list(tmp_path.glob("checkpoints/*/epoch-*.pt")), seconds=200, for_what="a state")
+            os.killpg(stopped.pid, signal.SIGINT)
+            (hint,) = re.findall(r"^to resume it: (.*)$", stopped.stdout.read(), flags=re.M)
+        assert f"mlflow run git://127.0.0.1:{port}/ --version " in hint  # not the clone, which is soon deleted
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        done = subprocess.run(
+            ["bash", "-c", hint], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
+        )
     finally:
         daemon.terminate()
         daemon.wait(timeout=10)
     assert done.returncode == 0, done.stderr
-    assert "gate failed" in done.stdout  # one epoch is too short
+    assert "resumes after epoch" in done.stdout
+    assert "gate failed" in done.stdout  # three epochs are too short
+    assert not any(elsewhere.iterdir())

@@ -56,6 +56,10 @@ class MissingFilesError(VerificationError):
     """Files of a registered model are gone; that says nothing about what they held."""
 
 
+class PermissionMissingError(RegistryError):
+    """The user may not change a registered model."""
+
+
 class ChampionError(RegistryError):
     """The champion itself fails its checks, so that nothing can be compared with it."""
 

@@ -17,13 +17,13 @@ from tqdm import tqdm
 from drilldown import process
 from drilldown.choices import DATASETS, DEFAULT_MODEL
 from drilldown.engine import accelerate
-from drilldown.errors import CheckpointError, DrilldownError, StoreError
+from drilldown.errors import CheckpointError, DrilldownError, PermissionMissingError, StoreError
 from drilldown.learning import checkpoint, data, side_by_side, train
 from drilldown.learning.evaluate import evaluate
 from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
 from drilldown.registry import registry
-from drilldown.registry.champion import dataset_of
+from drilldown.registry.champion import dataset_of, missing_permission, model_name
 from drilldown.registry.verify import Verifier
 from drilldown.reporting import gate, report
 from drilldown.steps import ROOT, Step, load_step
@@ -127,6 +127,8 @@ def train_run(
             logged = _restore(state, folder, run_id, dataset.split)
         else:
             runs.log_start(fingerprint, state, recipe, goal, dataset, options, acceleration.engine)
+        if register and dataset.split == "test" and (missing := missing_permission(model_name(dataset.name))):
+            click.echo(f"warning: {missing}: the result will be kept, and not registered", err=True)
         verifier = stack.enter_context(Verifier())
         for row in train.fit(state, recipe, dataset, acceleration.engine):
             checkpoint.save(state, folder)  # first: if logging fails, `resume` logs this epoch from the saved state
@@ -240,7 +242,13 @@ def _finish(
         click.echo("nothing registered")
         say(invocation.next_steps(files, comparison))
         return
-    registration = registry.register(model, run_id, step.name, verdict, evaluation.accuracy, dataset, verifier)
+    try:
+        registration = registry.register(model, run_id, step.name, verdict, evaluation.accuracy, dataset, verifier)
+    except PermissionMissingError as error:
+        runs.set_tags({"not.registered": str(error)})
+        click.echo(f"not registered: {error}; to register it then: {invocation.command('register', run=run_id)}")
+        say(invocation.next_steps(files, comparison))
+        return
     say_registered(registration)
     say(invocation.next_steps(files, [*how_to_use(registration.name), *comparison], registration.name))
 

@@ -34,7 +34,7 @@ from drilldown.registry import finished, registry
 from drilldown.registry.champion import champion_history, dataset_of, explain_no_champion, get_champion
 from drilldown.reporting import plots
 from drilldown.steps import STEP_NAMES, load_step
-from drilldown.tracking import invocation, places, runs, search, store, tags
+from drilldown.tracking import invocation, places, runs, search, store, switches, tags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,6 +60,7 @@ def command(
         store.quiet_mlflow()
         hardware.keep_to_quota()
         with training.explained_errors():
+            switches.settle()
             places.check_address()
             if needs == "store":
                 places.check_store()

@@ -17,7 +17,6 @@ from drilldown.tracking.tags import ours
 
 WRITES = (
     "set_model_version_tag",
-    "delete_model_version_tag",
     "update_model_version",
     "set_registered_model_tag",
     "set_registered_model_alias",

@@ -1,11 +1,14 @@
 """The registered models, their versions and champions, and the history of a champion's changes."""
 
+import contextlib
 import getpass
 import json
+import os
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from http import HTTPStatus
 
 import mlflow
 from mlflow import MlflowClient
@@ -13,9 +16,10 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from drilldown.choices import DATASETS
-from drilldown.errors import ParameterError
+from drilldown.errors import ParameterError, PermissionMissingError
 from drilldown.tracking import invocation
-from drilldown.tracking.tags import ours, prefixed
+from drilldown.tracking.store import sqlite_file
+from drilldown.tracking.tags import PREFIX, ours, prefixed
 
 SUFFIX = "-cnn"  # of the registered models of this project, after the dataset's name
 MAX_ENTRY = 5_000  # characters of a tag of a registered model; SQLite takes more, other databases do not
@@ -42,6 +46,38 @@ class Change:
     def __str__(self) -> str:
         unmade = "" if self.made else " (announced, and never made)"
         return f"{self.at}  {self.kind}  {self.before or 'none'} → {self.after}  by {self.by}: {self.why}{unmade}"
+
+
+def missing_permission(name: str) -> str | None:
+    """Say which permission the user lacks to register a version and to change the champion; None if it is not known.
+
+    Only a server keeps permissions. It is asked to remove a tag that is not there, which changes nothing.
+    """
+    if sqlite_file():
+        return None
+    try:
+        with permitted(name):
+            MlflowClient().delete_registered_model_tag(name, f"{PREFIX}none")
+    except PermissionMissingError as error:
+        return str(error)
+    except MlflowException:  # as there is no such model yet: whoever creates it may change it
+        return None
+    return None
+
+
+@contextlib.contextmanager
+def permitted(name: str) -> Iterator[None]:
+    """Raise PermissionMissingError when the server refuses to change the registered model."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.get_http_status_code() != HTTPStatus.FORBIDDEN:
+            raise
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", "this user")
+        raise PermissionMissingError(
+            f"{user} lacks the permission EDIT on the registered model {name}, which its owner or an administrator of "
+            "the server can give"
+        ) from error
 
 
 def check_why(why: str) -> None:

@@ -23,6 +23,7 @@ from drilldown.registry.champion import (
     find_model,
     get_champion,
     model_name,
+    permitted,
     previous_champion,
     project_models,
     set_champion,
@@ -83,7 +84,7 @@ def register(
     version.
 
     Raises: ValueError when the model did not pass the gate; VerificationError when the model, loaded again, does not
-    have that accuracy: it stays challenger.
+    have that accuracy: it stays challenger; PermissionMissingError when the user may not change the registered model.
     """
     if not verdict.passed:
         raise ValueError(f"only a model that passed the gate is registered, and this one did not: {verdict.reasons}")
@@ -101,7 +102,7 @@ def register(
         "test_accuracy": repr(accuracy),
     }
     more = dict(more_tags or {})
-    with champion_lock(name):  # MLflow fails when two processes set an alias that does not exist yet
+    with permitted(name), champion_lock(name):  # MLflow fails when two processes set an alias that does not exist yet
         found = _find(client, name, model.model_uri, run_id)
         found = found or _create(client, dataset.name, model, run_id, {**tags, **more}, files)
         version, known = str(found.version), ours(found.tags)
@@ -170,7 +171,7 @@ def promote(
                 verify([challenger], dataset, verifier)
                 return Registration(name, version, True, "it is the champion already")
             comparison = _compare(challenger, champion, dataset, verifier, verified)
-            with champion_lock(name) as lease:  # two challengers must not both beat the same champion
+            with permitted(name), champion_lock(name) as lease:  # two challengers must not both beat the same champion
                 if _number(get_champion(name)) == _number(champion):
                     if comparison.error and not force:
                         raise comparison.error
@@ -249,9 +250,9 @@ def _conclude(
 
 
 def _withdraw(client: MlflowClient, version: ModelVersion) -> None:
-    """Remove what was decided about a version before."""
+    """Empty what was decided about a version before: to remove it, a user would need more permissions."""
     if f"{PREFIX}promotion" in version.tags:
-        client.delete_model_version_tag(version.name, version.version, f"{PREFIX}promotion")
+        _tag_version(client, version.name, str(version.version), packed("promotion", {}))
     if version.description:
         client.update_model_version(version.name, version.version, "")
 
@@ -269,7 +270,7 @@ def roll_back(name: str, dataset: Dataset, *, why: str, verifier: Verifier | Non
             previous = _previous(name, champion)
             verify([previous], dataset, verifier)
             version = str(previous.version)
-            with champion_lock(name) as lease:
+            with permitted(name), champion_lock(name) as lease:
                 if _number(get_champion(name)) == _number(champion):
                     lease.confirm()
                     set_champion(name, champion, version, "rollback", why)

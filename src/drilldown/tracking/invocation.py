@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shlex
+import tempfile
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import urlparse
 import mlflow
 from mlflow.entities import Run
 from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENV
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENV, MLFLOW_SOURCE_NAME
 
 from drilldown import process
 from drilldown.choices import DEFAULT_MODEL
@@ -61,6 +62,19 @@ def _environment_manager(run_id: str) -> str:
     return str(mlflow.get_run(run_id).data.tags.get(MLFLOW_PROJECT_ENV, "local"))  # MLflow sets no tag for local
 
 
+@functools.cache
+def _git_address() -> str | None:
+    """The address that `mlflow run` cloned, with its commit, if this project is such a clone: it is soon deleted."""
+    is_clone = ROOT.parent == Path(tempfile.gettempdir()) and ROOT.name.startswith(tempfile.gettempprefix())
+    if not is_clone or not process.OPENED_RUN:
+        return None
+    tags = mlflow.get_run(process.OPENED_RUN).data.tags
+    address, commit = CREDENTIALS.sub("", tags.get(MLFLOW_SOURCE_NAME, "")), tags.get(MLFLOW_GIT_COMMIT)
+    if not address or not commit or Path(address).exists():
+        return None
+    return f"{shlex.quote(address)} --version {commit}"
+
+
 def command(entry_point: str, **parameters: object) -> str:
     """A line for the shell that starts an entry point as this command was started, in the same store and experiment."""
     how = starter()
@@ -69,7 +83,7 @@ def command(entry_point: str, **parameters: object) -> str:
     if how == "make":
         images = _make_variable("IMAGES", str(parameters.pop("images"))) if "images" in parameters else ""
         return _line("make", entry_point, images, argument(**parameters))
-    project = "." if _is_here() else shlex.quote(str(ROOT))
+    project = _git_address() or ("." if _is_here() else shlex.quote(str(ROOT)))
     experiment = _experiment("Default")
     named = f"--experiment-name {shlex.quote(experiment)}" if experiment else ""
     words = ("mlflow run", project, "-e", entry_point, "--env-manager", how, named, argument(**parameters))
@@ -128,6 +142,8 @@ def _folder(run: Run) -> str | None:
 def _line(*words: str, experiment: bool = True) -> str:
     """The words as one line, after the variables that lead to this store and, if asked, to this experiment."""
     settings = {} if _is_here() else {"MLFLOW_TRACKING_URI": _address()}
+    if registry := os.environ.get("MLFLOW_REGISTRY_URI"):
+        settings["MLFLOW_REGISTRY_URI"] = without_password(registry) if _is_server(registry) else registry
     if experiment and (name := _experiment(EXPERIMENT)):
         settings["MLFLOW_EXPERIMENT_NAME"] = name
     variables = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
