@@ -18,8 +18,8 @@ from mlflow.exceptions import MlflowException
 from drilldown.errors import ParameterError, StoreError
 from drilldown.experiments.nested import Outcome
 from drilldown.experiments.space import Space
-from drilldown.messages import one_line
 from drilldown.learning.recipe import Goal
+from drilldown.messages import one_line
 from drilldown.reporting.statistics import summarize
 from drilldown.tracking import runs, search, store
 from drilldown.tracking.tags import ours
