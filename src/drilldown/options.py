@@ -71,13 +71,13 @@ class TrainOptions:
 class TuneOptions:
     """What a search takes from the user, besides what its trainings take."""
 
-    trials: int
-    seeds_per_trial: int
-    max_parameters: int | None  # None: the step's
-    pruner: str
-    confirm: int
-    confirm_seeds: int
-    storage: str
+    trials: int = 20
+    seeds_per_trial: int = 1
+    max_parameters: int | None = None  # None: the step's
+    pruner: str = "none"
+    confirm: int = 3
+    confirm_seeds: int = 8
+    storage: str = ""
 
 
 class Number(click.ParamType):

@@ -133,9 +133,9 @@ def tune_step(step: str, jobs: int | None, validation: int | None, options: Trai
             f"pruner is {given.pruner!r}: with seeds_per_trial={given.seeds_per_trial} it takes none, because a pruner "
             "compares single trainings"
         )
-    kept = {name: value for name, value in asdict(given).items() if value not in (None, "")}
+    kept = {name: value for name, value in asdict(given).items() if value != getattr(TuneOptions(), name)}
     kept |= {"jobs": jobs} if jobs else {}
-    kept |= {"storage": one_line(given.storage)} if given.storage else {}
+    kept |= {"storage": one_line(given.storage)} if given.storage else {}  # without its password
     hinted = replace(options, validation=validation or 0)
     with (
         runs.run(f"tune {step}", {"kind": "tune", "step": step}) as parent,
