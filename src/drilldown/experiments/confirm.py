@@ -62,9 +62,9 @@ def judge(outcomes: Sequence[Outcome], candidates: Sequence[int], goal: Goal) ->
     own = _values(by_trial.get(OWN, {}), goal)
     pairs = {}
     for trial in candidates:
-        values = _values(by_trial.get(trial, {}), goal)
-        seeds = sorted(values.keys() & own.keys())
-        pairs[trial] = [values[seed] for seed in seeds], [own[seed] for seed in seeds]
+        of_trial = _values(by_trial.get(trial, {}), goal)
+        seeds = sorted(of_trial.keys() & own.keys())
+        pairs[trial] = [of_trial[seed] for seed in seeds], [own[seed] for seed in seeds]
     p_values = holm([paired_p(*pair) for pair in pairs.values()])
     found = []
     for (trial, (values, of_own)), p in zip(pairs.items(), p_values, strict=True):

@@ -57,14 +57,14 @@ def find_space(step: Step, options: TrainOptions) -> Space:
     return Space(distributions, own)
 
 
-def default_space(recipe: Recipe) -> dict[str, BaseDistribution]:
+def default_space(recipe: Recipe) -> Mapping[str, BaseDistribution]:
     """Learning rate, weight decay, averaging of the weights, augmentation and, if there is one, the warm-up.
 
     Each range is widened where the recipe's own value lies outside.
     """
     from optuna.distributions import FloatDistribution
 
-    ranges = {"weight_decay": (0, 2e-3), "ema_epochs": (0, 2), "rotation": (0, 15), "translate": (0, 0.05)}
+    ranges = {"weight_decay": (0.0, 2e-3), "ema_epochs": (0.0, 2.0), "rotation": (0.0, 15.0), "translate": (0.0, 0.05)}
     if recipe.schedule in WARM_UP:
         ranges["warmup_fraction"] = (0.05, 0.5)
     own = asdict(recipe)
