@@ -286,18 +286,17 @@ def _log_search(
     confirmations: Sequence[confirm.Confirmation],
 ) -> None:
     """Log the search in its parent run."""
-    import pandas as pd
-
     step, winner = load_step(name), confirm.best(confirmations)
     values = found.study.get_trials(deepcopy=False)[winner.trial].params if winner else found.space.own
     chosen = found.space.apply(options, values)
     where = f"{dataset.name}, validation slice of {len(dataset.test_images):,}, study {found.study.study_name}"
     result = confirm.verdict(confirmations) if confirmations else "not confirmed: the step's own recipe"
     _, front = tune.pareto(found)
+    table = tune.numbers(found)
     runs.log_search(
         tune.page(found, confirmations, {"step": name, "data": where}),
-        tune.numbers(found),
-        pd.DataFrame(tune.rows(found, front)),
+        table,
+        table[table["trial"].isin([trial.number for trial in front])],
         confirm.source(chosen.recipe(step.recipe), chosen.network_fields, f"tune of {name} on {where}: {result}"),
         tune.metrics(found),
         {"recommended": f"trial {winner.trial}" if winner else "none"},

@@ -125,14 +125,14 @@ class Search:
     def watch(self, number: int) -> None:
         """Report the accuracies of a trial, and ask its training to stop if the study's pruner says so."""
         trial = self.running.get(number)
-        if trial is None or number == 0:  # the step's own recipe is what all others are compared with
+        if trial is None:
             return
         for run in search.trial_runs(self.study.study_name, number)[:1]:
             for entry in mlflow.MlflowClient().get_metric_history(run.info.run_id, f"{SPLIT}_accuracy"):
                 if entry.step > self.reported.get(number, 0):
                     trial.report(entry.value, entry.step)
                     self.reported[number] = entry.step
-            if trial.should_prune():
+            if number and trial.should_prune():  # trial 0 is the step's own recipe
                 runs.ask_to_stop(run.info.run_id, f"{type(self.study.pruner).__name__} of trial {number}")
 
     def tell(self, outcome: Outcome, epochs: int) -> FrozenTrial | None:

@@ -175,6 +175,8 @@ def pictures(search: Search, both: Study) -> dict[str, str]:
         for name in PICTURES:
             if name in drawn:
                 drawn[name]()
+                for axes in plt.gcf().axes:  # the figures below the slices would overlap
+                    axes.tick_params(axis="x", which="both", labelrotation=90 if name == "slices" else 0)
                 png = io.BytesIO()
                 plt.gcf().savefig(png, format="png", dpi=110, bbox_inches="tight")
                 plt.close("all")
