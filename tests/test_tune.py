@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -35,12 +36,15 @@ from tests.support.project import Project
 class Network(nn.Module):
     """The small network of a width."""
 
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self, width: int = 8, normalize: bool = True) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.AvgPool2d(2), nn.Conv2d(1, width, 5, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(1, width, 5, bias=False),
+            nn.BatchNorm2d(width) if normalize else nn.Identity(),
+            nn.ReLU(),
             nn.Conv2d(width, 10, 10, bias=False),
-        )  # fmt: skip
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images).flatten(1)
@@ -104,14 +108,9 @@ def in_process(monkeypatch, store, digits):
     return seen
 
 
-def tune(validation=200, options=None, **given):
-    workflow.tune_step(
-        "step4",
-        1,
-        validation,
-        options or TrainOptions(dataset="digits", threads=1, engine="torch"),
-        TuneOptions(**given),
-    )
+def tune(validation=200, **given):
+    options = TrainOptions(dataset="digits", threads=1, engine="torch")
+    workflow.tune_step("step4", 1, validation, options, TuneOptions(**given))
 
 
 def parents(store):
@@ -138,7 +137,7 @@ def test_a_search_its_confirmation_and_what_it_leaves(store, digits, in_process,
     assert set(trials["state"]) == {"complete", "fail", "refused"}  # with this seed it meets them all
     for _, trial in trials.iterrows():
         assert (trial["state"] == "refused") == (trial["parameters"] > 13_000)
-        assert (trial["state"] == "fail") == (trial["lr"] == 1e30 and trial["state"] != "refused")
+        assert trial["state"] != "fail" or (trial["lr"] == 1e30 and "diverged" in trial["reason"])
     runs = {run.info.run_id: run for run in store.search_runs(["0"])}
     for number, trial in trials[trials["state"] == "complete"].iterrows():
         run = runs[trial["runs"]]
@@ -180,7 +179,8 @@ def test_a_search_its_confirmation_and_what_it_leaves(store, digits, in_process,
 
 
 def test_a_search_of_which_no_trial_finishes_says_why(in_process, monkeypatch):
-    step = replace(STEP, recipe=replace(STEP.recipe, lr=1e30), space={"momentum": SPACE["momentum"]})
+    recipe, network = replace(STEP.recipe, lr=1e30), partial(Network, normalize=False)
+    step = replace(STEP, network=network, recipe=recipe, space={"momentum": SPACE["momentum"]})
     for module in (training, workflow):
         monkeypatch.setattr(module, "load_step", lambda name: step)
     with pytest.raises(TuneError, match="^none of 2 trials has finished, the first because: training diverged"):
