@@ -135,7 +135,7 @@ def repeat(
 @option(
     "confirm_seeds",
     default="8",
-    type=Number(whole=True, optional=False, low=2),
+    type=Number(whole=True, optional=False, low=2, high=100),
     help="with how many fresh seeds each",
 )
 @option("storage", help="database of the studies, as postgresql://…  [default: studies.db beside the store]")

@@ -177,68 +177,32 @@ def _search(
         "seeds_per_trial": str(given.seeds_per_trial),
         "max_parameters": str(goal.max_parameters),
     }
-    study.quiet_optuna()
-    epochs = options.recipe(step.recipe).epochs
     jobs, decided = _decide(options, jobs, dataset, device, given.trials * given.seeds_per_trial)
+    study.quiet_optuna()
     found = study.open_search(
-        name,
-        storage,
-        identity,
+        step,
         found_space,
+        goal,
+        replace(options, **decided),
+        given,
+        storage=storage,
+        identity=identity,
         dataset=dataset.name,
-        trials=given.trials,
         driver=parent,
-        seed=options.seed,
-        seeds=given.seeds_per_trial,
-        goal=goal,
         jobs=jobs,
-        pruner=given.pruner,
-        epochs=epochs,
     )
-    runs.set_tags({"study": found.study.study_name, "storage": one_line(storage)})
-    done = len(found.counted())
-    click.echo(
-        f"study {found.study.study_name}: {f'goes on after {done} trials' if done else 'new'}, in {one_line(storage)}"
-    )
+    title, done = found.study.study_name, len(found.counted())
+    runs.set_tags({"study": title, "storage": one_line(storage)})
+    click.echo(f"study {title}: {f'goes on after {done} trials' if done else 'new'}, in {one_line(storage)}")
     if found.is_new and found.other:
         click.echo(f"an earlier study of {name} stays as it is, because it is another search: {found.other}")
-    lengths: dict[str, int] = {}
-    numbers: dict[str, int] = {}
-
-    def trainings() -> Iterator[tuple[str, TrainOptions]]:
-        while trial := found.ask():
-            try:
-                trained = replace(found_space.apply(options, trial.params), study=found.study.study_name, **decided)
-                length = trained.recipe(step.recipe).epochs
-                network = step.network(**trained.network_fields)
-            except Exception as error:  # the space allows what the recipe or the network does not
-                found.fail(trial.number, one_line(f"{type(error).__name__}: {error}"))
-                click.echo(tune.line(found, found.study.get_trials(deepcopy=False)[trial.number]))
-                continue
-            size = sum(parameter.numel() for parameter in network.parameters())
-            trial.set_user_attr("parameters", size)
-            if goal.max_parameters is not None:
-                trial.set_constraint("parameters", size - goal.max_parameters)
-                if size > goal.max_parameters:
-                    found.refuse(trial, f"{size:,} parameters are more than max_parameters={goal.max_parameters:,}")
-                    continue
-            for seed in range(options.seed, options.seed + given.seeds_per_trial):
-                training_name = training.run_name(name, seed, trial.number)
-                lengths[training_name], numbers[training_name] = length, trial.number
-                yield name, replace(trained, seed=seed, trial=trial.number)
-
-    total = max(0, given.trials - done) * given.seeds_per_trial * epochs
-    progress: Progress = Progress(lengths, total)
-    if given.pruner != "none":
-        progress = tune.Watched(found, lengths, total, numbers)
-    with progress:
-        for outcome in nested.train(trainings(), jobs=jobs, parent=parent, dataset=dataset, progress=progress):
-            length = lengths[training.run_name(name, outcome.seed, outcome.trial)]
-            if trial := found.tell(outcome, length):
-                tqdm.write(tune.line(found, trial))
+    epochs = (given.trials - done) * given.seeds_per_trial * options.recipe(step.recipe).epochs
+    with tune.SearchProgress(found, max(0, epochs)) as progress:
+        for outcome in nested.train(found.trainings(), jobs=jobs, parent=parent, dataset=dataset, progress=progress):
+            found.tell(outcome)
     if not tune.finished(found):
         reasons = (found.facts(trial).get("error") for trial in found.counted())
-        raise TuneError(f"none of {len(found.counted())} trials has finished, the first because: {next(reasons)}")
+        raise TuneError(f"none of {len(found.counted())} trials has finished, the first because: {next(reasons, None)}")
     return found
 
 

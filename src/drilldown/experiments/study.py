@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import mean
@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from tqdm import tqdm
 
-from drilldown.errors import ParameterError, StoreError
+from drilldown.errors import StoreError, TuneError
 from drilldown.experiments.nested import Outcome
 from drilldown.experiments.space import Space
 from drilldown.learning.recipe import Goal
 from drilldown.messages import one_line
+from drilldown.options import TrainOptions, TuneOptions
 from drilldown.reporting.statistics import summarize
+from drilldown.steps import Step
 from drilldown.tracking import runs, search, store
 from drilldown.tracking.tags import ours
+from drilldown.training import run_name
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -71,21 +75,46 @@ class Search:
 
     study: Study
     space: Space
-    trials: int  # how many there shall be at the end
-    driver: str  # the id of this command's run
-    seeds: int  # for each trial
+    step: Step
+    options: TrainOptions  # of every training
+    given: TuneOptions
     goal: Goal
-    is_new: bool
+    driver: str  # the id of this command's run
     other: str = ""  # an earlier study of the step, and in what it differs
+    is_new: bool = False
     refused: int = 0  # in succession
+    lengths: dict[str, int] = field(default_factory=dict)  # epochs of each training, by its name
+    trials: dict[str, int] = field(default_factory=dict)  # the trial of each
     running: dict[int, Trial] = field(default_factory=dict)
     outcomes: dict[int, list[Outcome]] = field(default_factory=dict)
     reported: dict[int, int] = field(default_factory=dict)  # the last epoch of each
 
+    def trainings(self) -> Iterator[tuple[str, TrainOptions]]:
+        """The trainings of the next trials, until there are as many trials as there shall be."""
+        while trial := self.ask():
+            try:
+                wanted = self.space.apply(self.options, trial.params)
+                epochs = wanted.recipe(self.step.recipe).epochs
+                network = self.step.network(**wanted.network_fields)
+            except Exception as error:  # the space allows what the recipe or the network does not
+                self._end(trial, "FAIL", error=one_line(f"{type(error).__name__}: {error}"))
+                continue
+            size = sum(parameter.numel() for parameter in network.parameters())
+            trial.set_user_attr("parameters", size)
+            if (most := self.goal.max_parameters) is not None:
+                trial.set_constraint("parameters", size - most)
+                if size > most:
+                    self._refuse(trial, f"{size:,} parameters are more than max_parameters={most:,}")
+                    continue
+            for seed in range(self.options.seed, self.options.seed + self.given.seeds_per_trial):
+                name = run_name(self.step.name, seed, trial.number)
+                self.lengths[name], self.trials[name] = epochs, trial.number
+                yield self.step.name, replace(wanted, seed=seed, study=self.study.study_name, trial=trial.number)
+
     def ask(self) -> Trial | None:
         """The next trial; None if there are as many as there shall be."""
         with store.store_lock(FILE):  # two commands must not both ask for the last one
-            if len(self.counted()) >= self.trials:
+            if len(self.counted()) >= self.given.trials:
                 return None
             trial = self.study.ask(dict(self.space.distributions))
             trial.set_user_attr("driver", self.driver)
@@ -105,22 +134,18 @@ class Search:
         """What is known of a trial besides its values: its runs and their seconds, or why it has none."""
         return trial.user_attrs | self.study.user_attrs.get(f"trial.{trial.number}", {})
 
-    def refuse(self, trial: Trial, reason: str) -> None:
-        """Tell that the trial cannot be trained: it has too many parameters."""
-        from optuna.trial import TrialState
+    def state(self, trial: FrozenTrial) -> str:
+        """What became of a trial, in a word."""
+        facts = self.facts(trial)
+        return next((word for word in ("refused", "lost") if word in facts), trial.state.name.lower())
 
-        self.refused += 1
-        if self.refused > MAX_REFUSED:
-            raise ParameterError(
-                f"{self.refused} trials in succession cannot be trained, the last one because {reason}"
-            )
-        self._end(trial.number, TrialState.PRUNED, refused=reason)
-
-    def fail(self, number: int, reason: str) -> None:
-        """Tell that the trial has failed."""
-        from optuna.trial import TrialState
-
-        self._end(number, TrialState.FAIL, error=reason)
+    def line(self, trial: FrozenTrial) -> str:
+        """A trial in one line, for the screen."""
+        facts, values = self.facts(trial), ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
+        what = f"{trial.value:.2f} %" if trial.state.name == "COMPLETE" else self.state(trial)
+        reason = f"after epoch {facts['epochs']}" if "epochs" in facts else facts.get("error", "")
+        seconds = f"{facts['seconds']:.0f} s" if "seconds" in facts else ""
+        return f"trial {trial.number}: {'  '.join(filter(None, [what, reason, seconds, values]))}"
 
     def watch(self, number: int) -> None:
         """Report the accuracies of a trial, and ask its training to stop if the study's pruner says so."""
@@ -135,48 +160,57 @@ class Search:
             if number and trial.should_prune():  # trial 0 is the step's own recipe
                 runs.ask_to_stop(run.info.run_id, f"{type(self.study.pruner).__name__} of trial {number}")
 
-    def tell(self, outcome: Outcome, epochs: int) -> FrozenTrial | None:
-        """Tell of one training of a trial; returns the trial once all of its trainings are over."""
-        from optuna.trial import TrialState
-
+    def tell(self, outcome: Outcome) -> None:
+        """Tell of one training; its trial ends with the last of its trainings."""
         number = outcome.trial
         assert number is not None
-        told = self.outcomes[number]
+        told, trial = self.outcomes[number], self.running[number]
         told.append(outcome)
-        if len(told) < self.seeds:
-            return None
-        facts = _facts(told)
+        if len(told) < self.given.seeds_per_trial:
+            return
+        self.refused, facts = 0, _facts(told)
+        epochs = self.lengths[run_name(self.step.name, outcome.seed, number)]
         if failed := next((one.error for one in told if one.error), None):
-            self._end(number, TrialState.FAIL, **facts, error=failed)
+            self._end(trial, "FAIL", **facts, error=failed)
         elif any(len(one.accuracies) < epochs for one in told):
-            self._end(number, TrialState.PRUNED, **facts, epochs=len(told[0].accuracies))
+            self._end(trial, "PRUNED", **facts, epochs=len(told[0].accuracies))
         else:
-            self._end(number, TrialState.COMPLETE, _value(told, self.goal), **facts)
-        self.refused = 0
-        return self.study.get_trials(deepcopy=False)[number]
+            self._end(trial, "COMPLETE", _value(told, self.goal), **facts)
 
-    def _end(self, number: int, state: Any, value: float | None = None, **facts: object) -> None:
-        trial = self.running.pop(number)
+    def _refuse(self, trial: Trial, reason: str) -> None:
+        self.refused += 1
+        if self.refused > MAX_REFUSED:
+            raise TuneError(f"{self.refused} trials in succession cannot be trained, the last one because {reason}")
+        self._end(trial, "PRUNED", refused=reason)
+
+    def _end(self, trial: Trial, state: str, value: float | None = None, **facts: object) -> None:
+        from optuna.trial import TrialState
+
         for name, fact in facts.items():
             trial.set_user_attr(name, fact)
-        self.study.tell(trial, value, state, skip_if_finished=True)
+        self.study.tell(trial, value, TrialState[state], skip_if_finished=True)
+        del self.running[trial.number]
+        if "refused" not in facts:
+            tqdm.write(self.line(self.study.get_trials(deepcopy=False)[trial.number]))
+
+
+def short(value: object) -> str:
+    """A value for a table."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def open_search(
-    step: str,
+    step: Step,
+    space: Space,
+    goal: Goal,
+    options: TrainOptions,
+    given: TuneOptions,
+    *,
     storage: str,
     identity: Mapping[str, str],
-    space: Space,
-    *,
     dataset: str,
-    trials: int,
     driver: str,
-    seed: int,
-    seeds: int,
-    goal: Goal,
     jobs: int,
-    pruner: str,
-    epochs: int,
 ) -> Search:
     """Open the study with this identity, or begin it with the step's own values as trial 0.
 
@@ -190,7 +224,7 @@ def open_search(
     limits = {"timeout": 60} if url.drivername.startswith("sqlite") else {"connect_timeout": 10}
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")  # the driver that is installed
-    name = f"{step}-{dataset}-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]}"
+    name = f"{step.name}-{dataset}-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]}"
     with store.store_lock(FILE):  # the tables are created by one command, and lost trials are settled once
         found = optuna.storages.RDBStorage(
             url.render_as_string(hide_password=False), engine_kwargs={"connect_args": limits}
@@ -198,32 +232,32 @@ def open_search(
         others = [
             summary
             for summary in optuna.get_all_study_summaries(found)
-            if summary.study_name != name and summary.user_attrs.get("step") == [step, dataset]
+            if summary.study_name != name and summary.user_attrs.get("step") == [step.name, dataset]
         ]
         study = optuna.create_study(
             storage=found,
             study_name=name,
             direction="maximize",
             load_if_exists=True,
-            pruner=_pruner(pruner, epochs),
+            pruner=_pruner(given.pruner, options.recipe(step.recipe).epochs),
         )
         is_new = not study.get_trials(deepcopy=False)
         if is_new:
-            study.set_user_attr("step", [step, dataset])
+            study.set_user_attr("step", [step.name, dataset])
             study.set_user_attr("identity", dict(identity))
             study.enqueue_trial(dict(space.own))
         drivers = sum(key.startswith("driver.") for key in study.user_attrs)
         study.set_user_attr(f"driver.{driver}", drivers)
         # A command that goes on must not draw the numbers of the one before again.
-        study.sampler = optuna.samplers.TPESampler(seed=seed + 1000 * drivers, constant_liar=jobs > 1)
-        _settle(study, seeds, goal)
+        study.sampler = optuna.samplers.TPESampler(seed=options.seed + 1000 * drivers, constant_liar=jobs > 1)
+        _settle(study, given.seeds_per_trial, goal)
     other = max(others, key=lambda summary: summary.datetime_start or datetime.min, default=None)
     difference = ""
     if other:
         theirs = other.user_attrs.get("identity", {})
         changed = sorted(key for key in identity if theirs.get(key) != identity[key])
         difference = f"{other.study_name} differs in {', '.join(changed)}"
-    return Search(study, space, trials, driver, seeds, goal, is_new, difference)
+    return Search(study, space, step, options, given, goal, driver, difference, is_new)
 
 
 def _pruner(name: str, epochs: int) -> BasePruner:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from drilldown.experiments import confirm
 from drilldown.experiments.confirm import Confirmation
 from drilldown.experiments.progress import Progress
-from drilldown.experiments.study import Search
+from drilldown.experiments.study import Search, short
 from drilldown.reporting.report import columns
 
 if TYPE_CHECKING:
@@ -31,46 +31,23 @@ PICTURES = {
 }
 
 
-class Watched(Progress):
-    """Progress that also lets the search look at a trial after each of its epochs."""
+class SearchProgress(Progress):
+    """Progress that, with a pruner, lets the search look at a trial after each of its epochs."""
 
-    def __init__(self, search: Search, epochs: dict[str, int], total: int, trials: Mapping[str, int]):
-        """`trials` has the number of each trial, by the name of its training."""
-        super().__init__(epochs, total)
-        self.search, self.trials = search, trials
+    def __init__(self, search: Search, total: int):
+        super().__init__(search.lengths, total)
+        self.search = search
 
     def epoch(self, name: str, epoch: int) -> None:
         super().epoch(name, epoch)
-        if 0 < epoch < self.epochs[name]:
-            self.search.watch(self.trials[name])
-
-
-def state(search: Search, trial: FrozenTrial) -> str:
-    """What became of a trial, in a word."""
-    facts = search.facts(trial)
-    return next((word for word in ("refused", "lost") if word in facts), trial.state.name.lower())
+        if 0 < epoch < self.epochs[name] and self.search.given.pruner != "none":
+            self.search.watch(self.search.trials[name])
 
 
 def number_of_parameters(trial: FrozenTrial) -> int | None:
     """The size of a trial's network; None if it could not be built."""
     found = trial.user_attrs.get("parameters")
     return None if found is None else int(found)
-
-
-def line(search: Search, trial: FrozenTrial) -> str:
-    """A trial in one line, for the screen."""
-    facts, values = search.facts(trial), ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
-    what = f"{trial.value:.2f} %" if trial.state.name == "COMPLETE" else state(search, trial)
-    reason = facts.get("error") or facts.get("refused") or ""
-    if trial.state.name == "PRUNED" and not reason:
-        reason = f"after epoch {facts['epochs']}"
-    seconds = f"  {facts['seconds']:.0f} s" if "seconds" in facts else ""
-    return f"trial {trial.number}: {what}{f' {reason}' if reason else ''}{seconds}  {values}"
-
-
-def short(value: object) -> str:
-    """A value for a table."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def finished(search: Search) -> list[FrozenTrial]:
@@ -93,7 +70,7 @@ def rows(search: Search, trials: Sequence[FrozenTrial]) -> list[dict[str, str]]:
     return [
         {
             "trial": f"{trial.number}{' (own)' if trial.params == search.space.own else ''}",
-            OBJECTIVE: f"{trial.value:.2f}" if trial.state.name == "COMPLETE" else state(search, trial),
+            OBJECTIVE: f"{trial.value:.2f}" if trial.state.name == "COMPLETE" else search.state(trial),
             "parameters": f"{number_of_parameters(trial) or '–':,}" if number_of_parameters(trial) else "–",
             **{name: short(value) for name, value in trial.params.items()},
         }
@@ -109,7 +86,7 @@ def numbers(search: Search) -> pd.DataFrame:
     for trial in search.study.get_trials(deepcopy=False):
         facts = search.facts(trial)
         found.append(
-            {"trial": trial.number, "state": state(search, trial)}
+            {"trial": trial.number, "state": search.state(trial)}
             | {"value": trial.value if trial.state.name == "COMPLETE" else None}
             | {"parameters": number_of_parameters(trial), "seconds": facts.get("seconds")}
             | dict(trial.params)
@@ -144,7 +121,7 @@ def pareto(search: Search) -> tuple[Study, list[FrozenTrial]]:
 def metrics(search: Search) -> dict[str, float]:
     """The search in figures."""
     trials = search.study.get_trials(deepcopy=False)
-    states = [state(search, trial) for trial in trials]
+    states = [search.state(trial) for trial in trials]
     found: dict[str, float] = {
         f"trials_{word}": states.count(word) for word in ("complete", "pruned", "fail", "refused")
     }
