@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
-RUNS := $(STEPS) all compare repeat register promote rollback close predict
+RUNS := $(STEPS) all compare repeat tune register promote rollback close predict
 
 .DEFAULT_GOAL := help
 .PHONY: help setup store $(RUNS) status ui serve server draw test quick faults check bench docs pictures lock
@@ -42,11 +42,12 @@ store: setup
 ## make all                       train every step, and compare them
 ## make compare                   compare the finished runs of the steps
 ## make repeat                    train step 4 with ten seeds
+## make tune                      search for a better recipe of step 4
 ## make register ARGS='-P run=ID'   register the model of finished run ID
 ## make promote ARGS='-P version=N'   make registered version N the champion
 ## make rollback                  make the previous champion the champion again
 ## make close ARGS='-P run=ID'    close a run that is open though its machine is gone
-$(STEPS) all compare repeat register promote rollback close: store
+$(STEPS) all compare repeat tune register promote rollback close: store
 	mlflow run . -e $@ --env-manager local $(ARGS)
 
 ## make predict IMAGES=folder     classify image files by the champion

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
@@ -18,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks, 
 
 import click
 
-from benchmarks import search
 from benchmarks.target import by_the_studys_epoch, holds_from
 from drilldown.experiments import records
 from drilldown.experiments.records import GOAL
@@ -85,6 +85,35 @@ ENGINES = {
     "step4": "compiled kernels, second version",
 }
 SMALLEST = {"step4-separable-32": "separable, 32 channels"}
+
+
+def search() -> str:
+    """The candidates of the search for step 4, the best first: percent of the slice, mean ± standard deviation."""
+    kept = read("step4-search")
+    runs = defaultdict(list)
+    for line in map(json.loads, (RESULTS / "step4-search.jsonl").read_text().splitlines()):
+        runs[line["candidate"], line.get("views", "one view")].append(line)
+    means = {key: mean(line["validation_accuracy"][-1] for line in found) for key, found in runs.items()}
+    rows = []
+    for (name, views), found in sorted(runs.items(), key=lambda item: means[item[0]], reverse=True):
+        candidate = kept["candidates"][name]
+        changes = [
+            f"{field} {value}" if isinstance(value, str) else f"{field} {value:g}"
+            for field, value in candidate["recipe"].items()
+        ]
+        rows.append(
+            {
+                "candidate": name if views == "one view" else f"{name}, {views}",
+                "network": candidate["network"],
+                "parameters": f"{found[0]['parameters']:,}",
+                "recipe, where it differs": ", ".join(changes) or "–",
+                "final": format_spread([line["validation_accuracy"][-1] for line in found]),
+                "lowest of the last five": format_spread([min(line["validation_accuracy"][-5:]) for line in found]),
+                "seeds": len(found),
+                "s an epoch": f"{median(second for line in found for second in line['seconds']):.1f}",
+            }
+        )
+    return report.table(rows)
 
 
 def measured() -> str:
@@ -304,7 +333,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "choices": lambda: outcomes(CHOICES),
     "engines": lambda: outcomes(ENGINES),
     "smallest": lambda: outcomes(SMALLEST),
-    "search": search.table,
+    "search": search,
     "measured": measured,
     "epoch": epoch,
     "target": target,

@@ -3,13 +3,13 @@
 import copy
 import json
 import statistics
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import __main__, epoch, gpu, notebook, overhead, search, serving, target
+from benchmarks import __main__, epoch, gpu, notebook, overhead, serving, target
 from drilldown.learning import data, train
 from drilldown.learning.recipe import Recipe, Target
 from drilldown.learning.side_by_side import Trained
@@ -53,27 +53,17 @@ def test_notebook_loop_learns(digits):
     assert accuracies[-1] > max(80, accuracies[0])
 
 
-def test_recorded_search_is_readable():
-    assert search.table() in (ROOT / "docs" / "search.md").read_text()
-    for line in search.kept():
-        assert line["candidate"] in search.CANDIDATES
-        assert len(line["validation_accuracy"]) == search.CANDIDATES[line["candidate"]].recipe.epochs
-
-
-def test_step4_is_a_candidate_of_the_search():
-    """Same layers, same recipe; the last such candidate was measured."""
+def test_step4_is_a_candidate_of_the_recorded_search():
+    record = json.loads((ROOT / "results" / "step4-search.json").read_text())
+    lines = [json.loads(line) for line in (ROOT / "results" / "step4-search.jsonl").read_text().splitlines()]
+    recipes = {name: record["recipe"] | found["recipe"] for name, found in record["candidates"].items()}
+    for line in lines:
+        assert len(line["validation_accuracy"]) == recipes[line["candidate"]]["epochs"]
     step4 = load_step("step4")
-    layers = [str(layer) for layer in step4.network().layers]
-    found = [name for name, candidate in search.CANDIDATES.items() if candidate.recipe == step4.recipe
-             and not candidate.views and [str(layer) for layer in candidate.network().layers] == layers]  # fmt: skip
-    assert found
-    assert found[-1] in {line["candidate"] for line in search.kept()}
-
-
-def test_search_does_not_mix_seeds_of_different_code():
-    result = CliRunner().invoke(search.main, ["--seeds", "13", "separable 32"])
-    assert result.exit_code == 1
-    assert result.output == "Error: separable 32: measured by other code; rename it to measure it again\n"
+    parameters = sum(parameter.numel() for parameter in step4.network().parameters())
+    assert {line["candidate"] for line in lines if line["parameters"] == parameters} & {
+        name for name, recipe in recipes.items() if recipe == asdict(step4.recipe)
+    }
 
 
 def test_timed_pytorch_answers_as_the_classifier(digits, trained):

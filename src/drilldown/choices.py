@@ -7,6 +7,8 @@ from pathlib import Path
 
 DATASETS = ("auto", "mnist", "digits")
 DEVICES = ("auto", "cpu", "cuda")
+PRUNERS = ("none", "hyperband", "median")
+FIRST_CONFIRMED_SEED = 1000  # added to the user's seed: no trial of a search is trained with it
 ENGINES = ("auto", "numba", "torch")
 DEFAULT_MODEL = "mnist-cnn"  # the registered model that a command takes unless it is told another
 DATASET_HINT = f"{', '.join(DATASETS)}, or the path of a folder with IDX files or of an .npz file"

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from dataclasses import fields
 from typing import Any, NoReturn
 
 import click
 
-from drilldown.choices import DEFAULT_MODEL
+from drilldown.choices import DEFAULT_MODEL, FIRST_CONFIRMED_SEED, PRUNERS
 from drilldown.errors import DrilldownError
 from drilldown.learning.recipe import BOUNDS
 from drilldown.messages import one_line, printable
@@ -22,6 +23,7 @@ from drilldown.options import (
     Jobs,
     Number,
     TrainOptions,
+    TuneOptions,
     combine,
     experiment_option,
     option,
@@ -96,6 +98,54 @@ def repeat(
     from drilldown import workflow
 
     workflow.repeat_step(step, seeds, jobs, TrainOptions(**options), reuse, experiment, register)
+
+
+@cli.command("tune", help="Search for a better recipe of a step, and confirm it over fresh seeds; registers nothing.")
+@option("step", default="step4", type=click.Choice(STEP_NAMES), help="what to train")
+@option("trials", default="20", type=Number(whole=True, optional=False, low=1), help="how many trials the search has")
+@option(
+    "jobs",
+    default="auto",
+    type=Jobs(whole=True, low=1),
+    help="how many processes train; auto: as many as the cores, or the memory of the GPU, carry",
+)
+@option(
+    "validation",
+    type=Number(whole=True, low=1, high=999_999),
+    help="measure on this many training images  [default: a twelfth of them, 5,000 of MNIST's]",
+)
+@option(
+    "seeds_per_trial",
+    default="1",
+    type=Number(whole=True, optional=False, low=1, high=FIRST_CONFIRMED_SEED),
+    help="how many seeds each trial is trained with",
+)
+@option(
+    "max_parameters",
+    type=Number(whole=True, low=1, high=10**12),
+    help="train no network with more parameters  [default: the step's]",
+)
+@option("pruner", default="none", type=click.Choice(PRUNERS), help="what ends a trial that is behind the others")
+@option(
+    "confirm",
+    default="3",
+    type=Number(whole=True, optional=False, low=0, high=100),
+    help="how many of the best trials are compared with the step's own recipe",
+)
+@option(
+    "confirm_seeds",
+    default="8",
+    type=Number(whole=True, optional=False, low=2, high=100),
+    help="with how many fresh seeds each",
+)
+@option("storage", help="database of the studies, as postgresql://…  [default: studies.db beside the store]")
+@seed_option
+@training_options
+def tune(step: str, jobs: int | None, validation: int | None, **options: Any) -> None:
+    from drilldown import workflow
+
+    given = TuneOptions(**{field.name: options.pop(field.name) for field in fields(TuneOptions)})
+    workflow.tune_step(step, jobs, validation, TrainOptions(**options), given)
 
 
 @cli.command("register", help="Register the model of a finished run that passed the gate.")

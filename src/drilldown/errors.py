@@ -72,6 +72,10 @@ class CompareError(DrilldownError):
     """There is nothing to compare."""
 
 
+class TuneError(DrilldownError):
+    """No trial of a search has finished."""
+
+
 class RecordError(DrilldownError):
     """The store has no run to record."""
 

@@ -42,6 +42,9 @@ class TrainOptions:
     threads: int | None = None
     target: float | None = None
     recipe_fields: Mapping[str, Any] = field(default_factory=dict)  # other fields of the recipe that are changed
+    network_fields: Mapping[str, Any] = field(default_factory=dict)  # arguments of the step's network
+    study: str = ""  # the search that the training belongs to
+    trial: int | None = None  # its number there
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The step's recipe with the user's values in it."""
@@ -62,6 +65,19 @@ class TrainOptions:
                 "percent, as in target=90"
             )
         return target.resolve(accuracy)
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What a search takes from the user, besides what its trainings take."""
+
+    trials: int = 20
+    seeds_per_trial: int = 1
+    max_parameters: int | None = None  # None: the step's
+    pruner: str = "none"
+    confirm: int = 3
+    confirm_seeds: int = 8
+    storage: str = ""
 
 
 class Number(click.ParamType):

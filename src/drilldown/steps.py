@@ -2,11 +2,11 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drilldown.errors import StepError
 from drilldown.learning.recipe import Recipe, Target
@@ -24,10 +24,11 @@ class Step:
     """What a step's file declares."""
 
     name: str
-    network: "Callable[[], nn.Module]"
+    network: "Callable[..., nn.Module]"
     recipe: Recipe
     target: Target
     docstring: str
+    space: Mapping[str, Any] = field(default_factory=dict)  # Optuna's distributions, by what `tune` changes
 
 
 def load_step(name: str) -> Step:
@@ -45,7 +46,7 @@ def load_step(name: str) -> Step:
     ):
         if not is_declared(getattr(module, attribute, None)):
             raise StepError(f"steps/{name}.py declares no {attribute}: a step has one, as in {example}")
-    return Step(name, module.Network, module.RECIPE, module.TARGET, module.__doc__ or "")
+    return Step(name, module.Network, module.RECIPE, module.TARGET, module.__doc__ or "", getattr(module, "SPACE", {}))
 
 
 def _import(name: str) -> ModuleType:

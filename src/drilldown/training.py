@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -44,12 +45,18 @@ class Task:
     @property
     def name(self) -> str:
         """The name of the training, and of its run."""
-        return run_name(self.step, self.options.seed)
+        return run_name(self.step, self.options.seed, self.options.trial)
 
 
-def run_name(step: str, seed: int) -> str:
+def run_name(step: str, seed: int, trial: int | None = None) -> str:
     """The name of a training, and of its run."""
-    return f"{step} seed {seed}"
+    return f"{step} seed {seed}" if trial is None else f"{step} trial {trial} seed {seed}"
+
+
+def run_tags(step: str, options: TrainOptions) -> dict[str, str]:
+    """The tags that say what a run trains."""
+    search = {} if options.trial is None else {"study": options.study, "trial": str(options.trial)}
+    return {"kind": "train", "step": step, **search}
 
 
 @contextlib.contextmanager
@@ -90,9 +97,9 @@ def train_run(
         options = runs.resume_options(run_id, name, options)
     recipe = options.recipe(step.recipe)
     device = train.prepare(options.seed, options.device, options.threads)
-    network = step.network()
+    network = step.network(**options.network_fields)
     acceleration = accelerate(network, engine=options.engine, device=device)
-    tags = {"kind": "train", "step": name, "checkpoints": str(store.checkpoints().absolute())}
+    tags = run_tags(name, options) | {"checkpoints": str(store.checkpoints().absolute())}
     with contextlib.ExitStack() as stack:
         if resume:  # all that could forbid it is checked before the run is changed
             assert run_id
@@ -103,7 +110,7 @@ def train_run(
             folder = runs.checkpoints(mlflow.get_run(run_id))
             tags["checkpoints"] = str(folder.parent.absolute())
             stack.enter_context(checkpoint.lock(folder, fresh=False))
-        run_id = stack.enter_context(runs.run(run_name(name, options.seed), tags, run_id, resume=resume))
+        run_id = stack.enter_context(runs.run(run_name(name, options.seed, options.trial), tags, run_id, resume=resume))
         if not resume:
             folder = store.checkpoints() / run_id
             stack.enter_context(checkpoint.lock(folder))
@@ -131,14 +138,19 @@ def train_run(
             click.echo(f"warning: {missing}: the result will be kept, and not registered", err=True)
         verifier = stack.enter_context(Verifier())
         for row in train.fit(state, recipe, dataset, acceleration.engine):
-            checkpoint.save(state, folder)  # first: if logging fails, `resume` logs this epoch from the saved state
+            if options.trial is None:  # a trial that was stopped is trained again
+                checkpoint.save(state, folder)  # first: if logging fails, `resume` logs this epoch from the saved state
             if row.epoch not in logged:  # after a damaged state, an epoch that was logged is trained again
                 runs.log_epoch(row, dataset.split)
             tqdm.write(report.epoch_line(row, recipe.epochs, dataset.split))
             can_pass = register and gate.can_pass(state.accuracies, dataset.split, goal)
             if row.epoch == recipe.epochs - 1 and can_pass:
                 verifier.start()  # its imports take seconds
-        _finish(step, options.seed, run_id, state, dataset, goal, verifier, register)
+            if options.trial is not None and row.epoch < recipe.epochs and (reason := runs.stop_asked(run_id)):
+                runs.log_pruned(reason)
+                break
+        else:
+            _finish(step, options.seed, run_id, state, dataset, goal, verifier, register)
     checkpoint.clear(folder)
 
 
@@ -153,9 +165,10 @@ def train_together(
     step, dataset = load_step(name), dataset or load_dataset(options)
     recipe, goal, device = options.recipe(step.recipe), options.goal(step.target, dataset), torch.device("cuda")
     by_seed = {task.options.seed: task for task in tasks}
-    for trained in side_by_side.fit_side_by_side(step.network, recipe, dataset, list(by_seed)):
+    network = partial(step.network, **options.network_fields)
+    for trained in side_by_side.fit_side_by_side(network, recipe, dataset, list(by_seed)):
         task, failure = by_seed[trained.seed], None
-        tags = {"kind": "train", "step": name}
+        tags = run_tags(name, task.options)
         try:
             with explained_errors(), runs.run(task.name, tags, task.run_id), Verifier() as verifier:
                 runs.check_dataset(task.run_id, dataset)
@@ -183,6 +196,7 @@ def find_fingerprint(
     return provenance.fingerprint(
         step.name,
         recipe=options.recipe(step.recipe),
+        network=options.network_fields,
         goal=options.goal(step.target, dataset),
         dataset=dataset,
         seed=options.seed,

@@ -11,16 +11,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
+import torch
 from tqdm import tqdm
 
 from drilldown import hardware, process, training
-from drilldown.choices import DATASETS
+from drilldown.choices import DATASETS, FIRST_CONFIRMED_SEED
 from drilldown.engine import accelerate
-from drilldown.errors import CompareError, ParameterError, PredictError, RegistryError
-from drilldown.experiments import compare, nested, records, repeat, status, worker
+from drilldown.errors import CompareError, ParameterError, PredictError, RegistryError, TuneError
+from drilldown.experiments import compare, confirm, nested, records, repeat, space, status, study, tune, worker
 from drilldown.experiments.progress import Progress
 from drilldown.inference import predict
 from drilldown.inference.files import find_images
@@ -28,17 +29,19 @@ from drilldown.inference.framing import thumbnail
 from drilldown.inference.reader import Answer, Reader
 from drilldown.learning import data, side_by_side
 from drilldown.learning.recipe import Goal
-from drilldown.messages import printable
-from drilldown.options import TrainOptions
+from drilldown.messages import one_line, printable
+from drilldown.options import TrainOptions, TuneOptions
 from drilldown.registry import finished, registry
 from drilldown.registry.champion import champion_history, dataset_of, explain_no_champion, get_champion
 from drilldown.reporting import plots
+from drilldown.reporting.report import columns
 from drilldown.steps import STEP_NAMES, load_step
 from drilldown.tracking import invocation, places, runs, search, store, switches, tags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SLICES = 12  # the share of the training images that a search measures on, by default: 5,000 of MNIST's
 MAX_SHEET = 80  # answers on the contact sheet of a prediction
 DIGITS = tuple("0123456789")
 P = ParamSpec("P")
@@ -115,8 +118,10 @@ def repeat_step(
         dataset = training.load_dataset(options)
         goal = options.goal(load_step(step).target, dataset)
         reuse_from = experiments | search.experiments() if reuse else {}  # those of now: a stopped repeat goes on
-        tasks = [(step, seed) for seed in range(seeds)]
-        outcomes = list(_train_nested(tasks, dataset, parent, options, jobs=jobs, quiet=True, reuse_from=reuse_from))
+        trainings = [(step, replace(options, seed=seed)) for seed in range(seeds)]
+        outcomes = list(
+            _train_nested(trainings, dataset, parent, options, jobs=jobs, quiet=True, reuse_from=reuse_from)
+        )
         summary = repeat.summarize(step, outcomes, goal, dataset.split)
         curves = {run.seed: run.accuracies for run in summary.runs if run.error is None}
         figure = plots.seeds(curves, goal.accuracy, repeat.caption(summary, dataset, parent), dataset.split, goal.last)
@@ -142,6 +147,151 @@ def _register_seed(summary: repeat.RepeatSummary, seed: int | None, dataset: dat
 
 
 @command
+def tune_step(step: str, jobs: int | None, validation: int | None, options: TrainOptions, given: TuneOptions) -> None:
+    """Search for a better recipe of a step on a validation slice, and confirm the best over fresh seeds.
+
+    The test images are not used, and nothing is registered.
+    """
+    if given.pruner != "none" and given.seeds_per_trial > 1:
+        raise ParameterError(
+            f"pruner is {given.pruner!r}: with seeds_per_trial={given.seeds_per_trial} it takes none, because a pruner "
+            "compares single trainings"
+        )
+    kept = {name: value for name, value in asdict(given).items() if value != getattr(TuneOptions(), name)}
+    kept |= {"jobs": jobs} if jobs else {}
+    kept |= {"storage": one_line(given.storage)} if given.storage else {}  # without its password
+    hinted = replace(options, validation=validation or 0)
+    with (
+        runs.run(f"tune {step}", {"kind": "tune", "step": step}) as parent,
+        _continue_hint("tune", hinted, "", step=step, **kept),
+    ):
+        whole = data.load(options.dataset, options.data_dir or None)
+        dataset = whole.hold_out(validation or max(1, len(whole.train_images) // SLICES))
+        del whole  # with the test images
+        options = replace(options, validation=len(dataset.test_images))
+        storage = given.storage or study.default_storage()
+        with study.answering(storage):
+            found = _search(step, jobs, dataset, parent, options, given, storage)
+            click.echo(tune.screen(found))
+            confirmations = _confirm(step, jobs, dataset, parent, options, given, found)
+            _log_search(step, options, dataset, found, confirmations)
+        training.say(invocation.next_steps(("tune.html", "trials.csv", "recommended.py")))
+
+
+def _search(
+    name: str,
+    jobs: int | None,
+    dataset: data.Dataset,
+    parent: str,
+    options: TrainOptions,
+    given: TuneOptions,
+    storage: str,
+) -> study.Search:
+    """Train the trials that the study asks for, until there are enough; print a line for each.
+
+    Raises: TuneError when none has finished.
+    """
+    step, device = load_step(name), hardware.select_device(options.device)
+    limits = {} if given.max_parameters is None else {"max_parameters": given.max_parameters}
+    goal = replace(options.goal(step.target, dataset), **limits)
+    found_space = space.find_space(step, options)
+    engine = accelerate(step.network(), engine=options.engine, device=device).engine
+    identity = training.find_fingerprint(step, options, dataset, device, engine) | {
+        "space": found_space.as_text(),
+        "seeds_per_trial": str(given.seeds_per_trial),
+        "max_parameters": str(goal.max_parameters),
+    }
+    jobs, decided = _decide(options, jobs, dataset, device, given.trials * given.seeds_per_trial)
+    study.quiet_optuna()
+    found = study.open_search(
+        step,
+        found_space,
+        goal,
+        replace(options, **decided),
+        given,
+        storage=storage,
+        identity=identity,
+        dataset=dataset.name,
+        driver=parent,
+        jobs=jobs,
+    )
+    title, done = found.study.study_name, len(found.counted())
+    runs.set_tags({"study": title, "storage": one_line(storage)})
+    click.echo(f"study {title}: {f'goes on after {done} trials' if done else 'new'}, in {one_line(storage)}")
+    if found.is_new and found.other:
+        click.echo(f"an earlier study of {name} stays as it is, because it is another search: {found.other}")
+    epochs = (given.trials - done) * given.seeds_per_trial * options.recipe(step.recipe).epochs
+    with tune.SearchProgress(found, max(0, epochs)) as progress:
+        for outcome in nested.train(found.trainings(), jobs=jobs, parent=parent, dataset=dataset, progress=progress):
+            found.tell(outcome)
+    if not tune.finished(found):
+        reasons = (found.facts(trial).get("error") for trial in found.counted())
+        raise TuneError(f"none of {len(found.counted())} trials has finished, the first because: {next(reasons, None)}")
+    return found
+
+
+def _confirm(
+    name: str,
+    jobs: int | None,
+    dataset: data.Dataset,
+    parent: str,
+    options: TrainOptions,
+    given: TuneOptions,
+    found: study.Search,
+) -> list[confirm.Confirmation]:
+    """Train the best trials and the step's own recipe over fresh seeds, and compare them."""
+    candidates = {trial.number: trial.params for trial in tune.candidates(found, given.confirm)}
+    if not candidates:
+        return []
+    first = options.seed + FIRST_CONFIRMED_SEED
+    trainings = [
+        (name, replace(found.space.apply(options, values), study=found.study.study_name, trial=number, seed=seed))
+        for number, values in ({confirm.OWN: found.space.own} | candidates).items()
+        for seed in range(first, first + given.confirm_seeds)
+    ]
+    click.echo(
+        f"confirmation: {len(candidates)} candidates and the step's own recipe, {given.confirm_seeds} fresh seeds"
+    )
+    outcomes = list(
+        _train_nested(trainings, dataset, parent, options, jobs=jobs, quiet=True, reuse_from=search.experiments())
+    )
+    confirmations = confirm.judge(outcomes, list(candidates), found.goal)
+    click.echo(columns([confirmation.row() for confirmation in confirmations]))
+    click.echo(confirm.verdict(confirmations))
+    own = " ".join(outcome.run_id for outcome in outcomes if outcome.trial == confirm.OWN)
+    runs.set_tags(
+        {f"confirmed.trial-{confirm.OWN}": own}
+        | {f"confirmed.trial-{one.trial}": " ".join(one.runs) for one in confirmations}
+    )
+    return confirmations
+
+
+def _log_search(
+    name: str,
+    options: TrainOptions,
+    dataset: data.Dataset,
+    found: study.Search,
+    confirmations: Sequence[confirm.Confirmation],
+) -> None:
+    """Log the search in its parent run."""
+    step, winner = load_step(name), confirm.best(confirmations)
+    values = found.study.get_trials(deepcopy=False)[winner.trial].params if winner else found.space.own
+    chosen = found.space.apply(options, values)
+    where = f"{dataset.name}, validation slice of {len(dataset.test_images):,}, study {found.study.study_name}"
+    result = confirm.verdict(confirmations) if confirmations else "not confirmed: the step's own recipe"
+    _, front = tune.pareto(found)
+    table = tune.numbers(found)
+    runs.log_search(
+        tune.page(found, confirmations, {"step": name, "data": where}),
+        table,
+        table[table["trial"].isin([trial.number for trial in front])],
+        confirm.source(chosen.recipe(step.recipe), chosen.network_fields, f"tune of {name} on {where}: {result}"),
+        tune.metrics(found),
+        {"recommended": f"trial {winner.trial}" if winner else "none"},
+    )
+
+
+@command
 def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
     """Train every step with one seed, each in a nested run, and compare them."""
     experiments = search.experiments(experiment)
@@ -152,9 +302,11 @@ def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
         experiments = experiments | search.experiments()  # reused runs, and those of now
         reuse_from = experiments if reuse else {}
         dataset = training.load_dataset(options)
-        tasks = [(step, options.seed) for step in STEP_NAMES]
+        trainings = [(step, options) for step in STEP_NAMES]
         outcomes = list(
-            _train_nested(tasks, dataset, parent, options, jobs=1, quiet=False, reuse_from=reuse_from, register=True)
+            _train_nested(
+                trainings, dataset, parent, options, jobs=1, quiet=False, reuse_from=reuse_from, register=True
+            )
         )
         trained = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
         entries = dict.fromkeys(STEP_NAMES) | {
@@ -167,7 +319,7 @@ def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
 
 
 def _train_nested(
-    tasks: Sequence[tuple[str, int]],
+    trainings: Sequence[tuple[str, TrainOptions]],
     dataset: data.Dataset,
     parent: str,
     options: TrainOptions,
@@ -177,47 +329,48 @@ def _train_nested(
     reuse_from: Collection[str],
     register: bool = False,
 ) -> Iterator[nested.Outcome]:
-    """Train each (step, seed) in a run nested in the parent, or reuse a finished one; print a line for each.
+    """Train each (step, options) in a run nested in the parent, or reuse a finished one; print a line for each.
 
-    `jobs` processes train; None stands for as many as this machine carries. `reuse_from` are the ids of the experiments
-    whose finished runs may be reused. `register` says whether models that pass the gate are registered.
+    `options` are what all of them have in common. `jobs` processes train; None stands for as many as this machine
+    carries. `reuse_from` are the ids of the experiments whose finished runs may be reused. `register` says whether
+    models that pass the gate are registered.
     """
     device = hardware.select_device(options.device)
     goals: dict[str, Goal] = {}
     lengths: dict[str, int] = {}  # in epochs
     missing, reused = [], []
-    for name, seed in tasks:
+    for name, wanted in trainings:
+        seed = wanted.seed
         try:
             step = load_step(name)
-            engine = accelerate(step.network(), engine=options.engine, device=device).engine
+            network = step.network(**wanted.network_fields)
+            engine = accelerate(network, engine=options.engine, device=device).engine
         except ParameterError:  # of the user, for all steps
             raise
         except Exception as error:  # a broken step must not stop the others
-            outcome = nested.Outcome(name, seed, "", error=f"{type(error).__name__}: {error}")
+            outcome = nested.Outcome(name, seed, "", error=f"{type(error).__name__}: {error}", trial=wanted.trial)
             click.echo(nested.outcome_line(outcome, None))
             yield outcome
             continue
         goal = goals[name] = options.goal(step.target, dataset)
-        fingerprint = training.find_fingerprint(step, replace(options, seed=seed), dataset, device, engine)
+        fingerprint = training.find_fingerprint(step, wanted, dataset, device, engine)
         if found := search.find_reusable(reuse_from, name, seed, fingerprint):
-            outcome = nested.Outcome.from_run(name, seed, found.info.run_id, dataset.split, reused=True)
-            reused.append(found.info.run_id)
+            run_id = found.info.run_id
+            outcome = nested.Outcome.from_run(name, seed, run_id, dataset.split, reused=True, trial=wanted.trial)
+            reused.append(run_id)
             click.echo(nested.outcome_line(outcome, goal))
             yield outcome
         else:
-            missing.append((name, seed))
-            lengths[training.run_name(name, seed)] = options.recipe(step.recipe).epochs
+            missing.append((name, wanted))
+            lengths[training.run_name(name, seed, wanted.trial)] = wanted.recipe(step.recipe).epochs
     runs.note_reused(reused)
     together = 1
     if device.type == "cuda" and len({name for name, _ in missing}) == 1:
         together = side_by_side.AT_A_TIME
-    jobs = max(1, min(jobs or hardware.max_jobs(device), ceil(len(missing) / together)))
-    threads = options.threads or max(1, hardware.cores() // jobs)
-    # Dataset and device are decided here, once for all of them.
-    decided = replace(options, dataset=dataset.location, device=device.type, threads=threads)
+    jobs, decided = _decide(options, jobs, dataset, device, ceil(len(missing) / together))
     with Progress(lengths) as progress:
         for outcome in nested.train(
-            [(name, replace(decided, seed=seed)) for name, seed in missing],
+            [(name, replace(wanted, **decided)) for name, wanted in missing],
             jobs=jobs,
             parent=parent,
             dataset=dataset,
@@ -228,6 +381,15 @@ def _train_nested(
         ):
             tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
             yield outcome
+
+
+def _decide(
+    options: TrainOptions, jobs: int | None, dataset: data.Dataset, device: torch.device, trainings: int
+) -> tuple[int, dict[str, Any]]:
+    """How many processes train, and the options that are decided here, once for all trainings."""
+    jobs = max(1, min(jobs or hardware.max_jobs(device), trainings))
+    threads = options.threads or max(1, hardware.cores() // jobs)
+    return jobs, {"dataset": dataset.location, "device": device.type, "threads": threads}
 
 
 @command

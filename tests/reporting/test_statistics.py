@@ -14,7 +14,9 @@ from drilldown.reporting.statistics import (
     calibration_error,
     format_probability,
     format_spread,
+    holm,
     mcnemar_p,
+    paired_p,
     pass_rate,
     reliability,
     spread,
@@ -95,3 +97,24 @@ def test_reliability_and_its_error():
     drawn = np.random.default_rng(0).random(len(honest)) < honest
     assert calibration_error(honest, drawn) < 0.03
     assert calibration_error(honest[:0], drawn[:0]) == 0
+
+
+def test_paired_t_test_of_students_sleep_data():
+    """Student, 1908: the extra sleep of ten patients by two drugs; t = -4.0621 with 9 degrees of freedom."""
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    assert paired_p(first, second) == pytest.approx(0.002833, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [([1.0], [2.0]), ([1.0, 2.0], [1.0, 2.0]), ([1.1, 2.1], [1.0, 2.0]), ([], [])]
+)
+def test_pairs_without_a_spread_show_nothing(first, second):
+    assert paired_p(first, second) == 1.0
+
+
+def test_holms_p_values():
+    """As R's p.adjust has them."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []

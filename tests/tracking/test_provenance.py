@@ -32,6 +32,7 @@ def test_the_same_training_has_the_same_fingerprint(digits):
         {"goal": replace(GOAL, accuracy=98.0)},
         {"device": torch.device("cuda")},
         {"engine": "torch"},
+        {"network": {"width": 9}},
     ],
 )
 def test_another_training_has_another_fingerprint(digits, change):
@@ -72,6 +73,13 @@ def test_code_counts_and_words_about_it_do_not(project):
 def test_all_code_that_makes_the_weights_counts_however_deep_it_lies(project, file):
     before = project(f"src/drilldown/{file}", "x = 1\n")
     assert project(f"src/drilldown/{file}", "x = 2\n") != before
+
+
+def test_the_space_of_a_search_does_not_count(project):
+    without = project("steps/step1.py", "lr = 0.1\n")
+    space = "from optuna.distributions import FloatDistribution\nlr = 0.1\nSPACE = {'lr': FloatDistribution(0, 1)}\n"
+    assert project("steps/step1.py", space) == without
+    assert project("steps/step1.py", space.replace("lr = 0.1", "lr = 0.2")) != without
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import contextlib
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby, islice
 from typing import BinaryIO
 
 import mlflow
@@ -40,9 +42,12 @@ class Outcome:
     passed: bool = False
     accuracies: tuple[float, ...] = ()  # percent, one per epoch
     seconds: float | None = None  # of the whole run
+    trial: int | None = None  # of a search
 
     @classmethod
-    def from_run(cls, step: str, seed: int, run_id: str, split: str, reused: bool = False) -> Outcome:
+    def from_run(
+        cls, step: str, seed: int, run_id: str, split: str, reused: bool = False, trial: int | None = None
+    ) -> Outcome:
         """Read the outcome of a finished run from the store."""
         client = mlflow.MlflowClient()
         run = client.get_run(run_id)
@@ -52,14 +57,15 @@ class Outcome:
             seed,
             run_id,
             reused,
-            passed=tags.ours(run.data.tags)["gate"] == "passed",
+            passed=tags.ours(run.data.tags).get("gate") == "passed",  # a pruned run has no verdict
             accuracies=tuple(entry.value for entry in sorted(history, key=lambda entry: entry.step)),
             seconds=(run.info.end_time - run.info.start_time) / 1000,
+            trial=trial,
         )
 
 
 def train(
-    trainings: Sequence[tuple[str, TrainOptions]],
+    trainings: Iterable[tuple[str, TrainOptions]],
     *,
     jobs: int,
     parent: str,
@@ -75,25 +81,37 @@ def train(
     as it is known. When the caller stops early, the processes are terminated.
 
     Args:
+        trainings: a process that waits takes the next one, after the caller has got the outcomes that are known. So an
+            iterator may decide by them what to train.
         together: how many trainings a process makes at the same time, on CUDA; they differ in their seeds only.
         register: whether models that pass the gate are registered.
         progress: is told of each epoch.
         quiet: whether what the processes print is kept back.
     """
-    from joblib import Parallel, delayed
-
     with tempfile.TemporaryFile() as file:
         mapped.write(dataset, file)
         pool = _Workers(file, parent, dataset, progress, register, quiet)
-        batches = [trainings[start : start + together] for start in range(0, len(trainings), together)]
-        try:
-            # Threads, each waiting for one process: a pool of processes would break when one of them is killed.
-            for outcomes in Parallel(
-                min(jobs, len(batches)) or 1, backend="threading", return_as="generator_unordered", batch_size=1
-            )(delayed(pool.train)(batch) for batch in batches):
-                yield from outcomes
-        finally:
-            pool.stop()
+        batches = _batches(trainings, together)
+        # Threads, each waiting for one process: a pool of processes would break when one of them is killed.
+        with ThreadPoolExecutor(jobs) as threads:
+            running: set[Future[list[Outcome]]] = set()
+            try:
+                while True:
+                    running |= {threads.submit(pool.train, batch) for batch in islice(batches, jobs - len(running))}
+                    if not running:
+                        return
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield from future.result()
+            finally:
+                pool.stop()
+
+
+def _batches(trainings: Iterable[tuple[str, TrainOptions]], size: int) -> Iterator[list[tuple[str, TrainOptions]]]:
+    """Neighbours that differ in their seeds only, at most `size` at a time."""
+    for _, alike in groupby(trainings, lambda training: (training[0], replace(training[1], seed=0))):
+        while batch := list(islice(alike, size)):
+            yield batch
 
 
 class _Workers:
@@ -112,7 +130,8 @@ class _Workers:
         """Train the batch in one process; if that ends too early, train each of those that are left alone."""
         tasks = []
         for step, options in batch:
-            run_id = runs.open_nested(self.parent, run_name(step, options.seed), self.dataset)
+            name = run_name(step, options.seed, options.trial)
+            run_id = runs.open_nested(self.parent, name, self.dataset)
             tasks.append(Task(step, options, run_id, self.register))
         ended = list(self._train(tasks))
         if len(tasks) > 1:
@@ -166,12 +185,12 @@ class _Workers:
         """The outcome of a training; its run is closed if its process has not done that."""
         task = ended.task
         self.progress.end(task.name)
-        step, seed, run_id = task.step, task.options.seed, task.run_id
+        step, seed, trial, run_id = task.step, task.options.seed, task.options.trial, task.run_id
         if ended.error is None:
-            return Outcome.from_run(step, seed, run_id, self.dataset.split)
+            return Outcome.from_run(step, seed, run_id, self.dataset.split, trial=trial)
         if not self.stopped:
             store.close_run(run_id, "KILLED" if ended.killed else "FAILED", ended.error)
-        return Outcome(step, seed, run_id, error=ended.error)
+        return Outcome(step, seed, run_id, error=ended.error, trial=trial)
 
     def stop(self) -> None:
         """End the processes, those that train in the middle of it, and close their runs."""
@@ -203,7 +222,7 @@ def check(outcomes: Sequence[Outcome]) -> None:
 
 def outcome_line(outcome: Outcome, goal: Goal | None) -> str:
     """One training in one line, for the screen; a training that failed needs no goal."""
-    name = run_name(outcome.step, outcome.seed)
+    name = run_name(outcome.step, outcome.seed, outcome.trial)
     if outcome.error is not None:
         return f"{name}: failed: {outcome.error}"
     assert goal is not None

@@ -19,12 +19,12 @@ class Progress:
     A context manager. Several threads may report at a time.
     """
 
-    def __init__(self, epochs: Mapping[str, int]):
-        """`epochs` has the length of each training, by its name."""
-        self.epochs = epochs
+    def __init__(self, epochs: Mapping[str, int], total: int | None = None):
+        """`epochs` has the length of each training, by its name; with a `total`, more trainings may be added to it."""
+        self.epochs, self.total = epochs, sum(epochs.values()) if total is None else total
         self.running: dict[str, int] = {}
         self.lock, self.shown_at = threading.Lock(), time.monotonic()
-        self.bar = tqdm(total=sum(epochs.values()), unit="epoch", disable=None if epochs else True)
+        self.bar = tqdm(total=self.total, unit="epoch", disable=None if self.total else True)
         self.done = 0
 
     def __enter__(self) -> Self:
@@ -55,4 +55,4 @@ class Progress:
         self.bar.set_postfix_str(running)
         if self.bar.disable and running and time.monotonic() - self.shown_at >= INTERVAL:
             self.shown_at = time.monotonic()
-            click.echo(f"{self.done} of {sum(self.epochs.values())} epochs: {running}", err=True)
+            click.echo(f"{self.done} of {self.total} epochs: {running}", err=True)

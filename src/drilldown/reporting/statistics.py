@@ -135,3 +135,25 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     if only_first + only_second == 0:
         return 1.0
     return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def paired_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p-value of the paired t-test: whether the pairs of values differ in their mean.
+
+    1 where all differences are equal: then their spread is unknown, and nothing is shown.
+    """
+    from scipy.stats import ttest_rel
+
+    differences = np.subtract(first, second)
+    if len(differences) < 2 or np.ptp(differences) < 1e-9:
+        return 1.0
+    return float(ttest_rel(first, second).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, adjusted for their number (Holm, 1979): each may be compared with the level of a single test."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted

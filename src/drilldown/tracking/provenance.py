@@ -6,8 +6,11 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -22,11 +25,20 @@ NO_INFLUENCE = ("download.py", "files.py", "mapped.py", "own_data.py", "side_by_
 
 
 def fingerprint(
-    step: str, *, recipe: Recipe, goal: Goal, dataset: Dataset, seed: int, device: torch.device, engine: str
+    step: str,
+    *,
+    recipe: Recipe,
+    goal: Goal,
+    dataset: Dataset,
+    seed: int,
+    device: torch.device,
+    engine: str,
+    network: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Identify a training, as tags: of two runs that agree in all of them, the second can reuse the first.
 
-    The machine and the number of threads are left out: they change the last bits of a run, not its meaning.
+    `network` has the arguments of the network, where they are not its defaults. The machine and the number of threads
+    are left out: they change the last bits of a run, not its meaning.
     """
     parts = {
         "step": step,
@@ -37,7 +49,7 @@ def fingerprint(
         "split": [dataset.split, len(dataset.test_images)],
         "device": device.type,
         "engine": engine,
-    }
+    } | ({"network": dict(network)} if network else {})
     return {
         "code.digest": _code_digest_once(step),
         "dataset.digest": dataset.digest,
@@ -56,6 +68,7 @@ def code_digest(step: str) -> str:
                 files[file.relative_to(PACKAGE).as_posix()] = file
     for name, file in files.items():
         tree = ast.parse(file.read_text())
+        tree.body = [node for node in tree.body if not _is_space(node)]
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
                 ast.get_docstring(node, clean=False) is not None
@@ -63,6 +76,13 @@ def code_digest(step: str) -> str:
                 node.body = node.body[1:]
         digest.update(f"{name}\n{ast.dump(tree)}".encode())
     return digest.hexdigest()[:32]
+
+
+def _is_space(node: ast.stmt) -> bool:
+    """Whether it declares what `tune` may change, or imports Optuna for that."""
+    if isinstance(node, ast.Assign):
+        return any(isinstance(target, ast.Name) and target.id == "SPACE" for target in node.targets)
+    return isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optuna")
 
 
 # A process that trains one run after the other keeps the code that it started with, whatever happens to the files.

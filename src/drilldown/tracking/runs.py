@@ -144,6 +144,7 @@ def log_start(
             "run.threads": torch.get_num_threads(),
             "run.engine": engine,
         }
+        | {f"network.{name}": value for name, value in options.network_fields.items()}
     )
     tags = packed("fingerprint", fingerprint) | {"dataset.location": dataset.location}
     set_tags({**tags, "machine": hardware.processor_name(device)})
@@ -181,6 +182,21 @@ def log_epoch(row: EpochMetrics, split: str) -> None:
     metrics = row.named(split)
     del metrics["epoch"]
     mlflow.log_metrics(metrics, step=row.epoch)
+
+
+def ask_to_stop(run_id: str, reason: str) -> None:
+    """Ask the process that trains the run to stop after the epoch that it trains now."""
+    mlflow.MlflowClient().set_tag(run_id, f"{PREFIX}stop", reason)
+
+
+def stop_asked(run_id: str) -> str | None:
+    """Why the training of this run should stop; None if it should go on."""
+    return ours(mlflow.get_run(run_id).data.tags).get("stop")
+
+
+def log_pruned(reason: str) -> None:
+    """Say that the training of the active run was stopped early: the run has what was logged until then."""
+    set_tags({"pruned": reason})
 
 
 def logged_epochs(run_id: str) -> set[int]:
@@ -346,6 +362,23 @@ def log_repeat(summary: Mapping[str, object], metrics: Mapping[str, float], figu
     mlflow.log_dict(dict(summary), "repeat.json")
     mlflow.log_figure(figure, "seeds.png")
     mlflow.log_metrics(dict(metrics))
+
+
+def log_search(
+    page: str,
+    trials: pd.DataFrame,
+    pareto: pd.DataFrame,
+    recipe: str,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+) -> None:
+    """Log what a search came to: a page, all trials, the front of parameters and accuracy, and the recipe as source."""
+    mlflow.log_text(page, "tune.html")
+    mlflow.log_text(trials.to_csv(index=False), "trials.csv")
+    mlflow.log_text(pareto.to_csv(index=False), "pareto.csv")
+    mlflow.log_text(recipe, "recommended.py")
+    mlflow.log_metrics(dict(metrics))
+    set_tags(tags)
 
 
 def note_reused(run_ids: Sequence[str]) -> None:

@@ -61,7 +61,14 @@ def find_reusable(experiments: Collection[str], step: str, seed: int, fingerprin
         f"tags.`{PREFIX}step` = '{step}'",
         f"params.`run.seed` = '{seed}'",
     )
-    return next((run for run in found if fingerprint.items() <= ours(run.data.tags).items()), None)
+    tags = ((run, ours(run.data.tags)) for run in found)
+    return next((run for run, given in tags if fingerprint.items() <= given.items() and "pruned" not in given), None)
+
+
+def trial_runs(study: str, trial: int) -> list[Run]:
+    """The runs of a trial of a search, in every experiment, the newest first."""
+    tags = {"study": study, "trial": trial}
+    return _search(experiments(EVERY), *(f"tags.`{PREFIX}{name}` = '{value}'" for name, value in tags.items()))
 
 
 def unfinished_runs(experiments: Collection[str]) -> list[Run]:

@@ -38,11 +38,12 @@ EXPERIMENT = "mnist-drilldown"  # unless MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIME
 DESCRIPTION = """\
 Runs of drilldown, a model lifecycle from a first baseline to a registered champion.
 
-- The tag `drilldown.kind` says what a run is: `train`, `repeat`, `all`, `compare`, `register`, `promote`, `rollback`,
-  `close`, `predict`, `status`, `draw`, or `resume` for the run that MLflow opens when another one is resumed.
+- The tag `drilldown.kind` says what a run is: `train`, `repeat`, `tune`, `all`, `compare`, `register`, `promote`,
+  `rollback`, `close`, `relocate`, `predict`, `status`, `draw`, or `resume` for the run that MLflow opens when another is
+  resumed.
 - To see only trainings, search for `tags.drilldown.kind = 'train'`.
 - To see only those that passed the gate, search for `tags.drilldown.gate = 'passed'`.
-- The trainings of `repeat` and `all` are nested in their run.
+- The trainings of `repeat`, `tune` and `all` are nested in their run.
 - Registered models are in the model registry, one for each dataset. The version with the alias `champion` is served.
 """
 SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # seconds
