@@ -39,8 +39,8 @@ DESCRIPTION = """\
 Runs of drilldown, a model lifecycle from a first baseline to a registered champion.
 
 - The tag `drilldown.kind` says what a run is: `train`, `repeat`, `tune`, `all`, `compare`, `register`, `promote`,
-  `rollback`, `close`, `relocate`, `predict`, `status`, `draw`, or `resume` for the run that MLflow opens when another is
-  resumed.
+  `rollback`, `close`, `relocate`, `predict`, `status`, `draw`, or `resume` for the run that MLflow opens when
+  another one is resumed.
 - To see only trainings, search for `tags.drilldown.kind = 'train'`.
 - To see only those that passed the gate, search for `tags.drilldown.gate = 'passed'`.
 - The trainings of `repeat`, `tune` and `all` are nested in their run.
