@@ -17,6 +17,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from drilldown.learning.checkpoint import FOLDER_VARIABLE
 from drilldown.registry.champion import champion_history
 from drilldown.tracking import lease
 from drilldown.tracking.tags import ours
@@ -51,7 +52,10 @@ def copy(tmp_path_factory):
 def project(stack, copy, request, monkeypatch):
     """A copy of the project whose store is the server; each test has an experiment of its own."""
     del copy.environment["MLFLOW_EXPERIMENT_NAME"]
-    copy.environment |= stacks.client(stack) | {"MLFLOW_EXPERIMENT_NAME": request.node.name}
+    copy.environment |= stacks.client(stack) | {
+        "MLFLOW_EXPERIMENT_NAME": request.node.name,
+        FOLDER_VARIABLE: str(copy.folder / "checkpoints"),  # not the user's cache
+    }
     copy.tracking_uri = stack.uri
     for name, value in stacks.client(stack).items():
         monkeypatch.setenv(name, value)

@@ -8,6 +8,7 @@ import time
 import mlflow
 import pytest
 
+from drilldown.learning.checkpoint import FOLDER_VARIABLE
 from tests.support.programs import free_port, server, wait_until
 from tests.support.project import Project
 
@@ -22,6 +23,7 @@ def project(tmp_path):
     project.port = free_port()
     project.tracking_uri = f"http://127.0.0.1:{project.port}"
     project.environment["MLFLOW_TRACKING_URI"] = project.tracking_uri
+    project.environment[FOLDER_VARIABLE] = str(tmp_path / "checkpoints")  # not the user's cache
     return project
 
 

@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from drilldown import __main__
+from drilldown.learning.checkpoint import FOLDER_VARIABLE
 from drilldown.tracking.tags import ours
 from tests.support.programs import server
 from tests.support.registered import verify_in_process
@@ -56,6 +57,7 @@ def ask(address, path, **content):
 def test_a_user_who_may_not_change_a_registered_model(with_users, tmp_path, monkeypatch, capsys):
     verify_in_process(monkeypatch)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "checkpoints"))  # not the user's cache
     monkeypatch.setenv("MLFLOW_TRACKING_URI", with_users)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "owner")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
