@@ -137,7 +137,7 @@ def test_invalid_choices(command, name, record_property):
 @pytest.mark.parametrize(("command", "name"), of_type(click.types.StringParamType))
 def test_invalid_texts(command, name, record_property):
     values = [*LINES, LONG, "é" * 1001, " ", "\u3000"]
-    can_be_empty = {"data_dir", "resume", "experiment"}
+    can_be_empty = {"data_dir", "resume", "experiment", "labels", "old", "new", "storage"}
     can_be_empty |= {"dataset"} if command in ("promote", "rollback", "register", "work") else set()
     values += [] if name in can_be_empty else [""]
     for value in values:
