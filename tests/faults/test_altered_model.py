@@ -82,26 +82,30 @@ def test_flipped_bit_of_a_weight(champion, store, image, trained, digits, capsys
 @pytest.mark.fault(
     "altered model files",
     "the champion's files changed, renamed, truncated, removed, or a file added",
-    "`predict` refuses the model; nothing replaces an altered champion, except with `force`",
+    "`predict` refuses the model, and names what is gone; nothing replaces an altered champion, except with `force`",
 )
 def test_altered_champion(champion, store, image, trained, digits, capsys, record_property):
     folder = make_champion(trained, digits, "2")
     kept = shutil.copytree(folder, folder.with_name("kept"))
     exported, description = folder / "data" / "model.pt2", folder / "MLmodel"
+    altered, gone = (
+        "digits-cnn version 2 was altered: the SHA-256 of its files is ",
+        "of digits-cnn version 2 are gone: ",
+    )
     alterations = [
-        lambda: exported.unlink(),
-        lambda: exported.write_bytes(exported.read_bytes()[:-100]),
-        lambda: exported.rename(exported.with_name("model2.pt2")),
-        lambda: description.write_text(description.read_text() + "\n"),
-        lambda: (folder / "sitecustomize.py").write_text("print('loaded')"),
-        lambda: shutil.rmtree(folder),
+        (lambda: exported.unlink(), f"files {gone}there is no data/model.pt2 in {folder};"),
+        (lambda: exported.write_bytes(exported.read_bytes()[:-100]), altered),
+        (lambda: exported.rename(exported.with_name("2")), f"files {gone}there is no data/model.pt2 in {folder};"),
+        (lambda: description.write_text(description.read_text() + "\n"), altered),
+        (lambda: (folder / "sitecustomize.py").write_text("print('loaded')"), altered),
+        (lambda: shutil.rmtree(folder), f"the files {gone}there is no folder {folder};"),
     ]
     capsys.readouterr()  # discard what MLflow printed
-    for alter in alterations:
+    for alter, said in alterations:
         alter()
         code, line = refused(capsys, "predict", "--images", image, "--model", CHAMPION)
         assert code == 1
-        assert line.startswith(f"model is {CHAMPION!r}: digits-cnn version 2 was altered: the SHA-256 of its files is ")
+        assert line.startswith(f"model is {CHAMPION!r}: {said}")
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(kept, folder)
     main(["predict", "--images", image, "--model", CHAMPION])  # with its original files, it answers
