@@ -21,7 +21,7 @@ from tests.support.project import Project
 
 pytestmark = pytest.mark.slow
 
-PAGES = ("README.md", "docs/cli.md", "docs/inference.md", "docs/promotion.md", "docs/scaling.md")
+PAGES = ("README.md", "docs/cli.md", "docs/inference.md", "docs/promotion.md", "docs/scaling.md", "docs/search.md")
 BLOCKS = [
     pytest.param(page, block, id=f"{Path(page).stem}: {block.splitlines()[0][:50]}")
     for page in PAGES
