@@ -33,6 +33,7 @@ SLOWEST = (
     "test_documented_commands",
     "test_nested",
     "test_side_by_side",
+    "test_tune",
     "test_own_data",
     "test_registry",
     "test_places",

@@ -89,6 +89,9 @@ def test_a_bad_value(name, value, message, capsys, store):
         (["repeat", "--step", "step9"], "'step9' is not one of"),
         (["repeat", "--seeds", "0"], "seeds is 0: it takes a whole number at least 1"),
         (["repeat", "--jobs", "two"], "jobs is 'two': it takes auto, or a whole number at least 1"),
+        (["tune", "--trials", "0"], "trials is 0: it takes a whole number at least 1"),
+        (["tune", "--validation", "0"], "validation is 0: it takes a whole number at least 1"),
+        (["tune", "--pruner", "best"], "'best' is not one of"),
         (["repeat", "--reuse", "maybe"], "'maybe' is not a valid boolean"),
         (
             ["all", "--validation", "100"],

@@ -21,7 +21,7 @@ from tests.support.project import Project
 
 pytestmark = pytest.mark.slow
 
-PAGES = ("README.md", "docs/cli.md", "docs/inference.md", "docs/promotion.md", "docs/scaling.md")
+PAGES = ("README.md", "docs/cli.md", "docs/inference.md", "docs/promotion.md", "docs/scaling.md", "docs/search.md")
 BLOCKS = [
     pytest.param(page, block, id=f"{Path(page).stem}: {block.splitlines()[0][:50]}")
     for page in PAGES
@@ -33,6 +33,7 @@ SERVERS = {
     "mlflow server": 5002,
     "make draw": 5004,
 }  # they run until they are stopped
+SEARCH = "--env-manager local -P step=step2 -P dataset=digits -P epochs=1 -P trials=1 -P confirm=0"
 SHORT = "-P dataset=digits -P epochs=1"
 REGISTERED = "-P dataset=digits -P epochs=5 -P target=0"  # the fewest epochs that can pass the gate
 
@@ -73,6 +74,7 @@ def adapt(block: str) -> str:
     block = re.sub(r"^(.* -e step4 .*)$", rf"\1 {REGISTERED}", block, flags=re.M)
     block = re.sub(r"^(.* -e (step[^4]|repeat) .*)$", rf"\1 {SHORT}", block, flags=re.M)
     block = re.sub(r'^(make (step3|repeat) ARGS=".*)"$', rf'\1 {SHORT}"', block, flags=re.M)
+    block = re.sub(r"^(.* -e tune) .*$", rf"\1 --experiment-name mnist-drilldown {SEARCH}", block, flags=re.M)
     block = re.sub(r"^(python -m drilldown step\d .*) --epochs \d+$", r"\1 --epochs 1", block, flags=re.M)
     return block.replace("-P seeds=10", "-P seeds=1").replace("-P dataset=digits -P seed=7", "-P seed=7")
 

@@ -95,7 +95,7 @@ def test_mlproject_and_the_steps_folder_agree():
     defaults = {
         name: entry["parameters"]["step"]["default"]
         for name, entry in entry_points.items()
-        if "step" in entry["parameters"] and name != "repeat"
+        if "step" in entry["parameters"] and name not in ("repeat", "tune")
     }
     assert defaults == {**{name: name for name in STEP_NAMES}, "main": "step4"}
     for name in defaults:
@@ -109,7 +109,7 @@ def test_the_command_line_takes_what_mlproject_declares():
     from drilldown.cli import cli
 
     entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
-    for name in (*STEP_NAMES, "repeat", "predict"):
+    for name in (*STEP_NAMES, "repeat", "tune", "predict"):
         declared = entry_points[name]["parameters"]
         options = {option.name: option for option in cli.commands[name].params}
         assert set(options) == set(declared) - ({"step"} if name in STEP_NAMES else set())

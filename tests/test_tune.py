@@ -244,7 +244,7 @@ def test_a_killed_search_goes_on_and_a_killed_trial_is_told_as_failed(tmp_path):
     stdout, stderr = driver.communicate(timeout=500)
     assert driver.returncode == 0, stderr
     assert "goes on after 1 trials" in stdout
-    assert "trial 2: fail its process was ended by signal 9" in stdout
+    assert "trial 2: fail  its process was ended by signal 9" in stdout
     runs = {run.info.run_name: run for run in project.runs()}
     assert {name: run.info.status for name, run in runs.items() if "trial" in name} == {
         "step2 trial 0 seed 0": "FINISHED",

@@ -139,7 +139,12 @@ def repeat(
     help="with how many fresh seeds each",
 )
 @option("storage", help="database of the studies, as postgresql://…  [default: studies.db beside the store]")
-@seed_option
+@option(
+    "seed",
+    default="0",
+    type=Number(whole=True, optional=False, low=0, high=BOUNDS["seed"]["high"] - 2 * FIRST_CONFIRMED_SEED),
+    help="seed of the search and of every trial",
+)
 @training_options
 def tune(step: str, jobs: int | None, validation: int | None, **options: Any) -> None:
     from drilldown import workflow

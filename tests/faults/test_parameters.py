@@ -54,6 +54,15 @@ NUMBERS = {
     "jobs": (int, 1, 9_999, False),
     "register": (int, 0, 2**32 - 1, True),
     "port": (int, 1, 65_535, False),
+    "trials": (int, 1, 9_999, False),
+    "seeds_per_trial": (int, 1, 1_000, False),
+    "max_parameters": (int, 1, 10**12, True),
+    "confirm": (int, 0, 100, False),
+    "confirm_seeds": (int, 2, 100, False),
+}
+OF_TUNE = {  # it measures on no test images, and adds to the seed
+    "validation": (int, 1, 999_999, True),
+    "seed": (int, 0, 2**32 - 2_001, False),
 }
 REQUIRED = {
     "predict": {"images": "x"},
@@ -62,6 +71,11 @@ REQUIRED = {
     "register": {"run": "x"},
 }
 OPTIONS = [(name, option.name) for name, command in cli.cli.commands.items() for option in command.params]
+
+
+def bounds(command: str, name: str) -> tuple[type, float, float, bool]:
+    """The entry of NUMBERS for an option."""
+    return OF_TUNE[name] if command == "tune" and name in OF_TUNE else NUMBERS[name]
 
 
 def of_type(kind: type) -> list[tuple[str, str]]:
@@ -100,7 +114,7 @@ NAMED_FAILED = "one line that names the parameter; run FAILED; exit code 2"
 @fault("invalid number", "not a number, out of bounds; every command and option", NAMED)
 @pytest.mark.parametrize(("command", "name"), of_type(Number))
 def test_invalid_numbers(command, name, record_property):
-    kind, low, high, empty = NUMBERS[name]
+    kind, low, high, empty = bounds(command, name)
     values = [*(NOT_WHOLE_NUMBERS if kind is int else NOT_NUMBERS), "-1", "-5e-324", *([] if empty else [""])]
     values += [str(high + 1)] if kind is int else []
     values += ["0"] if low > 0 else []
@@ -171,6 +185,9 @@ def test_invalid_texts(command, name, record_property):
         ("repeat", "register", "", None),
         ("repeat", "register", "7", 7),
         ("repeat", "reuse", "OFF", False),
+        ("tune", "validation", "", None),
+        ("tune", "max_parameters", "7999", 7999),
+        ("tune", "confirm", "0", 0),
         pytest.param("promote", "force", "yes", True, marks=pytest.mark.long),
         pytest.param("promote", "version", "9" * 30, "9" * 30, marks=pytest.mark.long),
         pytest.param(
@@ -214,7 +231,7 @@ def test_arbitrary_text(command, name, value):
     if code:
         assert_refused(command, name, value)
     elif name in NUMBERS:
-        kind, low, high, empty = NUMBERS[name]
+        kind, low, high, empty = bounds(command, name)
         assert (taken is None and value == "" and empty) or (type(taken) is kind and low <= taken <= high)
     elif name in ("reuse", "force"):
         assert type(taken) is bool

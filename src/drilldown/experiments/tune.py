@@ -148,6 +148,7 @@ def pictures(search: Search, both: Study) -> dict[str, str]:
     found = {}
     with warnings.catch_warnings(), matplotlib.rc_context():  # the plots set a style
         warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.simplefilter("ignore", UserWarning)  # Matplotlib's, of a slice with a single value
         plt.switch_backend("agg")
         for name in PICTURES:
             if name in drawn:

@@ -26,6 +26,8 @@ def understand() -> dict | None:
         rest = rest[1:]
     if module := rest[:1] == ["-m"]:
         rest = rest[1:]
+    if module and rest[:2] == ["drilldown", "work"]:
+        return None  # it is given an open file, which the server would not get
     if not rest or rest[0].startswith("-") or (module and rest[:2] != ["mlflow", "run"] and rest[0] == "mlflow"):
         return None
     return {"isolated": isolated, "module": module, "name": rest[0], "arguments": rest}
