@@ -27,6 +27,8 @@ POLL_SECONDS = 0.5  # between two looks at the parent
 REPEAT_SECONDS = 3  # after a signal, further ones are ignored for so long: an interrupted `mlflow run` sends a second
 RESEND_SECONDS = 30  # after which an orphan is signalled again: an exception raised in a finalizer is lost
 
+ORPHANED = "the process that started it is gone"
+
 _orphaned = threading.Event()
 _last_signal_at = -math.inf  # time.monotonic()
 _deferrals: set[int] = set()  # keys; signals are deferred while there are any
@@ -56,6 +58,12 @@ def follow_parent() -> None:
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
+def check_parent() -> None:
+    """Raise Stopped if the process that started this one has ended, also where nobody has seen it yet."""
+    if os.getppid() != PARENT:
+        raise Stopped(signal.SIGTERM, ORPHANED)
+
+
 def _stop(number: int, frame: object) -> None:
     global _last_signal_at, _deferred_signal
     if time.monotonic() - _last_signal_at < REPEAT_SECONDS:
@@ -65,7 +73,7 @@ def _stop(number: int, frame: object) -> None:
         return
     _last_signal_at = time.monotonic()
     name = signal.Signals(number).name
-    raise Stopped(number, "the process that started it is gone" if _orphaned.is_set() else f"stopped by {name}")
+    raise Stopped(number, ORPHANED if _orphaned.is_set() else f"stopped by {name}")
 
 
 def defer_signals(key: int) -> None:
