@@ -6,7 +6,7 @@ STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
 RUNS := $(STEPS) all compare repeat tune register promote rollback close predict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup store $(RUNS) status ui serve server draw test quick faults check bench docs pictures lock
+.PHONY: help setup store $(RUNS) status ui serve server cluster draw test quick faults check bench docs pictures lock
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -81,6 +81,17 @@ draw: setup
 SERVER = server
 server: setup
 	@exec python -m drilldown.server '$(SERVER)' $(ARGS)
+
+## make cluster                   a Dask scheduler on tcp://127.0.0.1:8786 with two workers, for trying out
+# A seed whose worker is lost twice is given up. Workers log to the store that MLFLOW_TRACKING_URI names where the command runs.
+DASK := --host 127.0.0.1 --no-dashboard
+cluster: export DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES := 1
+cluster: setup
+	@dask scheduler --port 8786 $(DASK) & scheduler=$$!; \
+	dask worker tcp://127.0.0.1:8786 --nworkers 1 --nthreads 1 $(DASK) & one=$$!; \
+	dask worker tcp://127.0.0.1:8786 --nworkers 1 --nthreads 1 $(DASK) & two=$$!; \
+	trap "kill $$scheduler $$one $$two 2>/dev/null; wait" INT TERM EXIT; \
+	echo "train on it: make repeat ARGS='-P cluster=tcp://127.0.0.1:8786', with MLFLOW_TRACKING_URI=http://…"; wait
 
 ## make check                     style, types, import layers
 check: setup

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from drilldown import __main__, cli, process, training, workflow
 from drilldown.errors import StoreError
+from drilldown.inference import http, serving
 from drilldown.learning import data
 from drilldown.steps import ROOT
 from drilldown.tracking import runs
@@ -284,30 +285,29 @@ def test_predict_without_a_champion_says_which_there_is_and_how_to_get_the_other
 
 
 @pytest.fixture
-def became(monkeypatch):
-    """The programs that this process was to become."""
-    programs = []
-    monkeypatch.setattr(process, "become", programs.append)
-    return programs
+def served(monkeypatch):
+    """The models that were to be served, and where."""
+    calls = []
+    monkeypatch.setattr(serving, "create_app", lambda uri: uri)
+    monkeypatch.setattr(http, "serve", lambda uri, listening: calls.append((uri, *listening.getsockname())))
+    return calls
 
 
-def test_serve_without_a_champion_says_which_there_is_and_how_to_get_the_other(of_digits, capsys, became):
+def test_serve_without_a_champion_says_which_there_is_and_how_to_get_the_other(of_digits, capsys, served):
     code, line = refused(capsys, "serve")
-    assert (code, became) == (1, [])
+    assert (code, served) == (1, [])
     assert line.startswith(NO_CHAMPION)
     assert "drilldown serve --model digits-cnn; to train one: " in line
     assert line.endswith("python -m drilldown step4 --dataset mnist")
 
 
-def test_serve_becomes_mlflows_server_and_says_how_to_ask_it(of_digits, capsys, became):
-    __main__.main(["serve", "--model", "digits-cnn", "--port", "5009"])
-    assert "curl --silent http://127.0.0.1:5009/invocations" in capsys.readouterr().out
-    ((python, *command),) = became
-    assert python == sys.executable
-    assert command == [
-        "-m", "mlflow", "models", "serve", "--model-uri", "models:/digits-cnn@champion", "--env-manager", "local",
-        "--port", "5009",
-    ]  # fmt: skip
+def test_serve_says_how_to_ask_and_serves_on_the_loopback(of_digits, capsys, served):
+    port = free_port()
+    __main__.main(["serve", "--model", "digits-cnn", "--port", str(port)])
+    printed = capsys.readouterr().out
+    for path in ("invocations", "read"):
+        assert f"curl --silent http://127.0.0.1:{port}/{path} " in printed
+    assert served == [("models:/digits-cnn@champion", "127.0.0.1", port)]
 
 
 def test_no_data_is_loaded_before_there_is_a_version_to_change_to(of_digits, store, capsys, monkeypatch):

@@ -74,21 +74,6 @@ def test_it_ends_with_the_mlflow_run_that_started_it_but_not_with_a_shell(tmp_pa
             os.kill(int(child), signal.SIGKILL)
 
 
-BECOME = """
-import sys
-from drilldown import process
-process.guard()
-process.become([sys.executable, "-c", "import os; print(os.getpid(), os.environ['OWN'])"])
-"""
-
-
-def test_a_process_that_becomes_another_leaves_no_lock(tmp_path):
-    with start(tmp_path, code=BECOME, OWN="the user's") as becoming:
-        assert becoming.stdout.readline() == f"{becoming.pid} the user's\n"
-    assert becoming.returncode == 0
-    assert not any((tmp_path / process.LIVENESS_FOLDER).iterdir())
-
-
 DEFER = """
 import os, signal
 from drilldown import process

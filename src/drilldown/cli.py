@@ -24,6 +24,7 @@ from drilldown.options import (
     Number,
     TrainOptions,
     TuneOptions,
+    cluster_options,
     combine,
     experiment_option,
     option,
@@ -67,11 +68,12 @@ for _name in STEP_NAMES:
 @seed_option
 @reuse_option
 @experiment_option
+@cluster_options
 @training_options
-def train_all(reuse: bool, experiment: str, **options: Any) -> None:
+def train_all(reuse: bool, experiment: str, cluster: str, gpus: int, **options: Any) -> None:
     from drilldown import workflow
 
-    workflow.train_all(TrainOptions(**options), reuse, experiment)
+    workflow.train_all(TrainOptions(**options), reuse, experiment, cluster, gpus)
 
 
 @cli.command("repeat", help="Train a step with many seeds.")
@@ -90,14 +92,23 @@ def train_all(reuse: bool, experiment: str, **options: Any) -> None:
 )
 @reuse_option
 @experiment_option
+@cluster_options
 @validation_option
 @training_options
 def repeat(
-    step: str, seeds: int, jobs: int | None, reuse: bool, experiment: str, register: int | None, **options: Any
+    step: str,
+    seeds: int,
+    jobs: int | None,
+    reuse: bool,
+    experiment: str,
+    register: int | None,
+    cluster: str,
+    gpus: int,
+    **options: Any,
 ) -> None:
     from drilldown import workflow
 
-    workflow.repeat_step(step, seeds, jobs, TrainOptions(**options), reuse, experiment, register)
+    workflow.repeat_step(step, seeds, jobs, TrainOptions(**options), reuse, experiment, register, cluster, gpus)
 
 
 @cli.command("tune", help="Search for a better recipe of a step, and confirm it over fresh seeds; registers nothing.")
@@ -139,6 +150,7 @@ def repeat(
     help="with how many fresh seeds each",
 )
 @option("storage", help="database of the studies, as postgresql://…  [default: studies.db beside the store]")
+@cluster_options
 @option(
     "seed",
     default="0",
@@ -146,11 +158,11 @@ def repeat(
     help="seed of the search and of every trial",
 )
 @training_options
-def tune(step: str, jobs: int | None, validation: int | None, **options: Any) -> None:
+def tune(step: str, jobs: int | None, validation: int | None, cluster: str, gpus: int, **options: Any) -> None:
     from drilldown import workflow
 
     given = TuneOptions(**{field.name: options.pop(field.name) for field in fields(TuneOptions)})
-    workflow.tune_step(step, jobs, validation, TrainOptions(**options), given)
+    workflow.tune_step(step, jobs, validation, TrainOptions(**options), given, cluster, gpus)
 
 
 @cli.command("register", help="Register the model of a finished run that passed the gate.")

@@ -80,6 +80,10 @@ class RecordError(DrilldownError):
     """The store has no run to record."""
 
 
+class ClusterError(DrilldownError):
+    """The cluster does not answer, or cannot train this."""
+
+
 class NestedError(DrilldownError):
     """At least one nested training failed."""
 

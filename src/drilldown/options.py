@@ -179,6 +179,15 @@ experiment_option = option(
     "experiment",
     help="where to look for runs; all: in every experiment  [default: the experiment of this command]",
 )
+cluster_options = combine(
+    option("cluster", help="address of a Dask scheduler whose workers train, as in tcp://host:8786  [default: none]"),
+    option(
+        "gpus",
+        default="0",
+        type=Number(whole=True, optional=False, low=0, high=1),
+        help="how many GPUs a training needs of a worker of the cluster",
+    ),
+)
 validation_option = option(
     "validation",
     default="0",

@@ -15,7 +15,6 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import NoReturn
 
 from filelock import FileLock
 
@@ -26,6 +25,8 @@ OPENED_RUN = os.environ.get("MLFLOW_RUN_ID")  # by the program that started this
 POLL_SECONDS = 0.5  # between two looks at the parent
 REPEAT_SECONDS = 3  # after a signal, further ones are ignored for so long: an interrupted `mlflow run` sends a second
 RESEND_SECONDS = 30  # after which an orphan is signalled again: an exception raised in a finalizer is lost
+
+ORPHANED = "the process that started it is gone"
 
 _orphaned = threading.Event()
 _last_signal_at = -math.inf  # time.monotonic()
@@ -56,6 +57,12 @@ def follow_parent() -> None:
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
+def check_parent() -> None:
+    """Raise Stopped if the process that started this one has ended, also where nobody has seen it yet."""
+    if os.getppid() != PARENT:
+        raise Stopped(signal.SIGTERM, ORPHANED)
+
+
 def _stop(number: int, frame: object) -> None:
     global _last_signal_at, _deferred_signal
     if time.monotonic() - _last_signal_at < REPEAT_SECONDS:
@@ -65,7 +72,7 @@ def _stop(number: int, frame: object) -> None:
         return
     _last_signal_at = time.monotonic()
     name = signal.Signals(number).name
-    raise Stopped(number, "the process that started it is gone" if _orphaned.is_set() else f"stopped by {name}")
+    raise Stopped(number, ORPHANED if _orphaned.is_set() else f"stopped by {name}")
 
 
 def defer_signals(key: int) -> None:
@@ -128,12 +135,6 @@ def _release(lock: FileLock) -> None:
     if "MLFLOW_RUN_ID" not in os.environ:  # else no run has taken that id over, and another process closes the run
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
-
-
-def become(command: list[str]) -> NoReturn:
-    """Run another program in place of this one, after this process's exit handlers."""
-    atexit._run_exitfuncs()
-    os.execvp(command[0], command)
 
 
 def lock_name(file_name: str) -> str:

@@ -30,6 +30,7 @@ from drilldown.reporting import gate, report
 from drilldown.steps import ROOT, Step, load_step
 from drilldown.tracking import invocation, provenance, runs, store
 
+KEEP_EPOCHS = 3  # on a cluster, between two states that are kept in the store
 IMAGES = ROOT / "docs" / "digits"  # to try a model on
 
 
@@ -41,6 +42,7 @@ class Task:
     options: TrainOptions
     run_id: str
     register: bool = False  # whether the model is registered if it passes the gate
+    on_cluster: bool = False  # its worker may be lost, and another one go on
 
     @property
     def name(self) -> str:
@@ -72,6 +74,16 @@ def explained_errors() -> Iterator[None]:
         raise DrilldownError(f"out of memory: {error}; in training, a smaller batch_size needs less") from error
 
 
+def train_task(task: Task, dataset: data.Dataset) -> None:
+    """Train a task in its run."""
+    attempt = 0
+    if task.on_cluster:
+        if runs.is_finished(task.run_id):
+            return  # its worker was lost before it could say so
+        attempt = runs.begin_attempt(task.run_id)
+    train_run(task.step, task.options, run_id=task.run_id, dataset=dataset, register=task.register, attempt=attempt)
+
+
 def train_run(
     name: str,
     options: TrainOptions,
@@ -80,6 +92,7 @@ def train_run(
     resume: bool = False,
     dataset: data.Dataset | None = None,
     register: bool = True,
+    attempt: int = 0,
 ) -> None:
     """Train one step in a run: track it, judge it, and register its model if it passes.
 
@@ -90,6 +103,8 @@ def train_run(
         resume: continue that run from its saved state.
         dataset: what the options stand for, if it is loaded already.
         register: whether a model that passes the gate is registered.
+        attempt: on a cluster, the number of this attempt. States are then kept in the store, from which the second
+            attempt goes on, if there is one; else it begins again, and logs what is missing.
     """
     step = load_step(name)
     if resume:
@@ -132,7 +147,9 @@ def train_run(
         logged = set()
         if resume:
             logged = _restore(state, folder, run_id, dataset.split)
-        else:
+        elif attempt > 1:
+            logged = _take_over(state, folder, run_id, dataset.split)
+        if not (resume or (attempt > 1 and runs.has_started())):
             runs.log_start(fingerprint, state, recipe, goal, dataset, options, acceleration.engine)
         if register and dataset.split == "test" and (missing := missing_permission(model_name(dataset.name))):
             click.echo(f"warning: {missing}: the result will be kept, and not registered", err=True)
@@ -140,8 +157,12 @@ def train_run(
         for row in train.fit(state, recipe, dataset, acceleration.engine):
             if options.trial is None:  # a trial that was stopped is trained again
                 checkpoint.save(state, folder)  # first: if logging fails, `resume` logs this epoch from the saved state
+            if attempt:
+                process.check_parent()  # if its worker is lost, another one logs this epoch
             if row.epoch not in logged:  # after a damaged state, an epoch that was logged is trained again
                 runs.log_epoch(row, dataset.split)
+            if attempt and options.trial is None and row.epoch % KEEP_EPOCHS == 0 and row.epoch < recipe.epochs:
+                runs.keep_state(max(folder.glob("epoch-*.pt")))
             tqdm.write(report.epoch_line(row, recipe.epochs, dataset.split))
             can_pass = register and gate.can_pass(state.accuracies, dataset.split, goal)
             if row.epoch == recipe.epochs - 1 and can_pass:
@@ -151,6 +172,8 @@ def train_run(
                 break
         else:
             _finish(step, options.seed, run_id, state, dataset, goal, verifier, register)
+            if attempt:
+                runs.drop_states(run_id)
     checkpoint.clear(folder)
 
 
@@ -228,6 +251,21 @@ def _restore(state: train.TrainState, folder: Path, run_id: str, split: str) -> 
             runs.log_epoch(row, split)
     click.echo(f"resumes after epoch {len(state.history)}")
     return logged
+
+
+def _take_over(state: train.TrainState, folder: Path, run_id: str, split: str) -> set[int]:
+    """Go on from the newest state of a lost worker, in this folder or in the store; returns the epochs that are logged.
+
+    Without such a state the training begins again.
+    """
+    if not checkpoint.exists(folder):
+        runs.fetch_states(run_id, folder)
+    try:
+        logged = _restore(state, folder, run_id, split)
+        runs.set_tags({"attempt.after_epoch": str(len(state.history))})
+        return logged
+    except CheckpointError:
+        return runs.logged_epochs(run_id)
 
 
 def _finish(

@@ -41,6 +41,8 @@ from drilldown.tracking import invocation, places, runs, search, store, switches
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from drilldown.experiments.cluster import Cluster
+
 SLICES = 12  # the share of the training images that a search measures on, by default: 5,000 of MNIST's
 MAX_SHEET = 80  # answers on the contact sheet of a prediction
 DIGITS = tuple("0123456789")
@@ -100,7 +102,15 @@ def _continue_hint(entry_point: str, options: TrainOptions, experiment: str, **g
 
 @command
 def repeat_step(
-    step: str, seeds: int, jobs: int | None, options: TrainOptions, reuse: bool, experiment: str, register: int | None
+    step: str,
+    seeds: int,
+    jobs: int | None,
+    options: TrainOptions,
+    reuse: bool,
+    experiment: str,
+    register: int | None,
+    cluster: str = "",
+    gpus: int = 0,
 ) -> None:
     """Train a step with many seeds, each in a nested run, and log the spread of their figures.
 
@@ -112,15 +122,18 @@ def repeat_step(
     given = {} if register is None else {"register": register}
     given |= {} if jobs is None else {"jobs": jobs}
     with (
+        _workers(cluster, gpus) as workers,
         runs.run(f"repeat {step}", {"kind": "repeat"}) as parent,
-        _continue_hint("repeat", options, experiment, step=step, seeds=seeds, **given),
+        _continue_hint("repeat", options, experiment, step=step, seeds=seeds, **given, **_cluster(cluster, gpus)),
     ):
         dataset = training.load_dataset(options)
         goal = options.goal(load_step(step).target, dataset)
         reuse_from = experiments | search.experiments() if reuse else {}  # those of now: a stopped repeat goes on
         trainings = [(step, replace(options, seed=seed)) for seed in range(seeds)]
         outcomes = list(
-            _train_nested(trainings, dataset, parent, options, jobs=jobs, quiet=True, reuse_from=reuse_from)
+            _train_nested(
+                trainings, dataset, parent, options, jobs=jobs, quiet=True, reuse_from=reuse_from, cluster=workers
+            )
         )
         summary = repeat.summarize(step, outcomes, goal, dataset.split)
         curves = {run.seed: run.accuracies for run in summary.runs if run.error is None}
@@ -146,8 +159,32 @@ def _register_seed(summary: repeat.RepeatSummary, seed: int | None, dataset: dat
     return training.how_to_use(registration.name)
 
 
+def _workers(cluster: str, gpus: int) -> contextlib.AbstractContextManager[Cluster | None]:
+    """The cluster at this address; None without an address: then this machine trains."""
+    if not cluster:
+        if gpus:
+            raise ParameterError(f"gpus is {gpus}: it takes a cluster; without one, device=auto finds the GPU")
+        return contextlib.nullcontext()
+    from drilldown.experiments.cluster import connect  # it takes a second
+
+    return connect(cluster, gpus)
+
+
+def _cluster(address: str, gpus: int) -> dict[str, object]:
+    """The parameters of a cluster, for a command that goes on with this one."""
+    return {name: value for name, value in (("cluster", address), ("gpus", gpus)) if value}
+
+
 @command
-def tune_step(step: str, jobs: int | None, validation: int | None, options: TrainOptions, given: TuneOptions) -> None:
+def tune_step(
+    step: str,
+    jobs: int | None,
+    validation: int | None,
+    options: TrainOptions,
+    given: TuneOptions,
+    cluster: str = "",
+    gpus: int = 0,
+) -> None:
     """Search for a better recipe of a step on a validation slice, and confirm the best over fresh seeds.
 
     The test images are not used, and nothing is registered.
@@ -162,8 +199,9 @@ def tune_step(step: str, jobs: int | None, validation: int | None, options: Trai
     kept |= {"storage": one_line(given.storage)} if given.storage else {}  # without its password
     hinted = replace(options, validation=validation or 0)
     with (
+        _workers(cluster, gpus) as workers,
         runs.run(f"tune {step}", {"kind": "tune", "step": step}) as parent,
-        _continue_hint("tune", hinted, "", step=step, **kept),
+        _continue_hint("tune", hinted, "", step=step, **kept, **_cluster(cluster, gpus)),
     ):
         whole = data.load(options.dataset, options.data_dir or None)
         dataset = whole.hold_out(validation or max(1, len(whole.train_images) // SLICES))
@@ -171,9 +209,9 @@ def tune_step(step: str, jobs: int | None, validation: int | None, options: Trai
         options = replace(options, validation=len(dataset.test_images))
         storage = given.storage or study.default_storage()
         with study.answering(storage):
-            found = _search(step, jobs, dataset, parent, options, given, storage)
+            found = _search(step, jobs, dataset, parent, options, given, storage, workers)
             click.echo(tune.screen(found))
-            confirmations = _confirm(step, jobs, dataset, parent, options, given, found)
+            confirmations = _confirm(step, jobs, dataset, parent, options, given, found, workers)
             _log_search(step, options, dataset, found, confirmations)
         training.say(invocation.next_steps(("tune.html", "trials.csv", "recommended.py")))
 
@@ -186,12 +224,13 @@ def _search(
     options: TrainOptions,
     given: TuneOptions,
     storage: str,
+    cluster: Cluster | None,
 ) -> study.Search:
     """Train the trials that the study asks for, until there are enough; print a line for each.
 
     Raises: TuneError when none has finished.
     """
-    step, device = load_step(name), hardware.select_device(options.device)
+    step, device = load_step(name), _device(options, cluster)
     limits = {} if given.max_parameters is None else {"max_parameters": given.max_parameters}
     goal = replace(options.goal(step.target, dataset), **limits)
     found_space = space.find_space(step, options)
@@ -201,7 +240,7 @@ def _search(
         "seeds_per_trial": str(given.seeds_per_trial),
         "max_parameters": str(goal.max_parameters),
     }
-    jobs, decided = _decide(options, jobs, dataset, device, given.trials * given.seeds_per_trial)
+    jobs, decided = _decide(options, jobs, dataset, device, given.trials * given.seeds_per_trial, cluster)
     study.quiet_optuna()
     found = study.open_search(
         step,
@@ -213,7 +252,7 @@ def _search(
         identity=identity,
         dataset=dataset.name,
         driver=parent,
-        jobs=jobs,
+        jobs=jobs or (cluster.capacity() if cluster else 1),
     )
     title, done = found.study.study_name, len(found.counted())
     runs.set_tags({"study": title, "storage": one_line(storage)})
@@ -222,7 +261,9 @@ def _search(
         click.echo(f"an earlier study of {name} stays as it is, because it is another search: {found.other}")
     epochs = (given.trials - done) * given.seeds_per_trial * options.recipe(step.recipe).epochs
     with tune.SearchProgress(found, max(0, epochs)) as progress:
-        for outcome in nested.train(found.trainings(), jobs=jobs, parent=parent, dataset=dataset, progress=progress):
+        for outcome in nested.train(
+            found.trainings(), jobs=jobs, parent=parent, dataset=dataset, progress=progress, cluster=cluster
+        ):
             found.tell(outcome)
     if not tune.finished(found):
         reasons = (found.facts(trial).get("error") for trial in found.counted())
@@ -238,6 +279,7 @@ def _confirm(
     options: TrainOptions,
     given: TuneOptions,
     found: study.Search,
+    cluster: Cluster | None,
 ) -> list[confirm.Confirmation]:
     """Train the best trials and the step's own recipe over fresh seeds, and compare them."""
     candidates = {trial.number: trial.params for trial in tune.candidates(found, given.confirm)}
@@ -253,7 +295,16 @@ def _confirm(
         f"confirmation: {len(candidates)} candidates and the step's own recipe, {given.confirm_seeds} fresh seeds"
     )
     outcomes = list(
-        _train_nested(trainings, dataset, parent, options, jobs=jobs, quiet=True, reuse_from=search.experiments())
+        _train_nested(
+            trainings,
+            dataset,
+            parent,
+            options,
+            jobs=jobs,
+            quiet=True,
+            reuse_from=search.experiments(),
+            cluster=cluster,
+        )
     )
     confirmations = confirm.judge(outcomes, list(candidates), found.goal)
     click.echo(columns([confirmation.row() for confirmation in confirmations]))
@@ -292,12 +343,13 @@ def _log_search(
 
 
 @command
-def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
+def train_all(options: TrainOptions, reuse: bool, experiment: str, cluster: str = "", gpus: int = 0) -> None:
     """Train every step with one seed, each in a nested run, and compare them."""
     experiments = search.experiments(experiment)
     with (
+        _workers(cluster, gpus) as workers,
         runs.run("all", {"kind": "all"}) as parent,
-        _continue_hint("all", options, experiment),
+        _continue_hint("all", options, experiment, **_cluster(cluster, gpus)),
     ):
         experiments = experiments | search.experiments()  # reused runs, and those of now
         reuse_from = experiments if reuse else {}
@@ -305,7 +357,15 @@ def train_all(options: TrainOptions, reuse: bool, experiment: str) -> None:
         trainings = [(step, options) for step in STEP_NAMES]
         outcomes = list(
             _train_nested(
-                trainings, dataset, parent, options, jobs=1, quiet=False, reuse_from=reuse_from, register=True
+                trainings,
+                dataset,
+                parent,
+                options,
+                jobs=None if workers else 1,
+                quiet=False,
+                reuse_from=reuse_from,
+                register=True,
+                cluster=workers,
             )
         )
         trained = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
@@ -328,14 +388,15 @@ def _train_nested(
     quiet: bool,
     reuse_from: Collection[str],
     register: bool = False,
+    cluster: Cluster | None = None,
 ) -> Iterator[nested.Outcome]:
     """Train each (step, options) in a run nested in the parent, or reuse a finished one; print a line for each.
 
-    `options` are what all of them have in common. `jobs` processes train; None stands for as many as this machine
-    carries. `reuse_from` are the ids of the experiments whose finished runs may be reused. `register` says whether
-    models that pass the gate are registered.
+    `options` are what all of them have in common. `jobs` processes train; None stands for as many as this machine, or
+    the cluster, carries. `reuse_from` are the ids of the experiments whose finished runs may be reused. `register` says
+    whether models that pass the gate are registered.
     """
-    device = hardware.select_device(options.device)
+    device = _device(options, cluster)
     goals: dict[str, Goal] = {}
     lengths: dict[str, int] = {}  # in epochs
     missing, reused = [], []
@@ -365,9 +426,9 @@ def _train_nested(
             lengths[training.run_name(name, seed, wanted.trial)] = wanted.recipe(step.recipe).epochs
     runs.note_reused(reused)
     together = 1
-    if device.type == "cuda" and len({name for name, _ in missing}) == 1:
+    if not cluster and device.type == "cuda" and len({name for name, _ in missing}) == 1:
         together = side_by_side.AT_A_TIME
-    jobs, decided = _decide(options, jobs, dataset, device, ceil(len(missing) / together))
+    jobs, decided = _decide(options, jobs, dataset, device, ceil(len(missing) / together), cluster)
     with Progress(lengths) as progress:
         for outcome in nested.train(
             [(name, replace(wanted, **decided)) for name, wanted in missing],
@@ -378,17 +439,33 @@ def _train_nested(
             together=together,
             register=register,
             quiet=quiet,
+            cluster=cluster,
         ):
             tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
             yield outcome
 
 
+def _device(options: TrainOptions, cluster: Cluster | None) -> torch.device:
+    """The device that trains; workers of a cluster may have one that this machine lacks."""
+    return torch.device(cluster.device(options.device)) if cluster else hardware.select_device(options.device)
+
+
 def _decide(
-    options: TrainOptions, jobs: int | None, dataset: data.Dataset, device: torch.device, trainings: int
-) -> tuple[int, dict[str, Any]]:
-    """How many processes train, and the options that are decided here, once for all trainings."""
-    jobs = max(1, min(jobs or hardware.max_jobs(device), trainings))
-    threads = options.threads or max(1, hardware.cores() // jobs)
+    options: TrainOptions,
+    jobs: int | None,
+    dataset: data.Dataset,
+    device: torch.device,
+    trainings: int,
+    cluster: Cluster | None,
+) -> tuple[int | None, dict[str, Any]]:
+    """How many processes train, and the options that are decided here, once for all trainings.
+
+    On a cluster, None stands for as many as its workers can do, and each worker decides how many threads it takes.
+    """
+    threads = options.threads
+    if not cluster:
+        jobs = max(1, min(jobs or hardware.max_jobs(device), trainings))
+        threads = threads or max(1, hardware.cores() // jobs)
     return jobs, {"dataset": dataset.location, "device": device.type, "threads": threads}
 
 
@@ -541,23 +618,25 @@ def _contact_sheet(files: Sequence[Path], answers: Sequence[Answer], details: st
 @on_a_store
 def serve(model: str, port: int) -> None:
     """Serve the champion over HTTP until Ctrl-C: MLflow's own server, with the endpoint for pictures beside it."""
-    from drilldown.inference import serving
+    from drilldown.inference import http, serving
 
     if get_champion(model) is None:
         raise RegistryError(explain_no_champion(model, invocation.serve_command))
     app = serving.create_app(f"models:/{model}@champion")
-    click.echo(f"serving {model} on http://127.0.0.1:{port} until Ctrl-C")
-    if dataset_of(model) in DATASETS:  # the request holds a digit
-        for path, kind, name in (("invocations", "application/json", "two.json"), ("read", "image/png", "two.png")):
-            request = shlex.quote(f"@{os.path.relpath(training.IMAGES / name)}")
-            header = f"--header 'Content-Type: {kind}' --data-binary {request}"
-            click.echo(f"ask it: curl --silent http://127.0.0.1:{port}/{path} {header}")
-    serving.run(app, port)
+    with http.listen("127.0.0.1", port) as listening:
+        click.echo(f"serving {model} on http://127.0.0.1:{port} until Ctrl-C")
+        if dataset_of(model) in DATASETS:  # the request holds a digit
+            for path, kind, name in (("invocations", "application/json", "two.json"), ("read", "image/png", "two.png")):
+                request = shlex.quote(f"@{os.path.relpath(training.IMAGES / name)}")
+                header = f"--header 'Content-Type: {kind}' --data-binary {request}"
+                click.echo(f"ask it: curl --silent http://127.0.0.1:{port}/{path} {header}")
+        http.serve(app, listening)
 
 
 @on_a_store
 def draw(model: str, host: str, port: int) -> None:
     """Serve the page to draw on until Ctrl-C; under `mlflow run`, its run says so."""
+    from drilldown.inference import http
     from drilldown.inference.current import CurrentChampion
     from drilldown.web import server
 
@@ -565,12 +644,12 @@ def draw(model: str, host: str, port: int) -> None:
         if get_champion(model) is None:
             raise RegistryError(explain_no_champion(model, lambda other: invocation.command("draw", model=other)))
         champion = CurrentChampion(model)
-        with server.listen(host, port) as listening:
+        with http.listen(host, port) as listening:
             page, version = server.page_address(listening, host), champion.get().version
             click.echo(f"draw on {page} until Ctrl-C; {model} version {version} answers")
             if not server.is_local(listening):
                 click.echo(f"warning: whoever reaches port {port} of this machine may use the page", err=True)
-            server.serve(server.create_app(champion, host), listening)
+            http.serve(server.create_app(champion, host), listening)
 
 
 @on_a_store

@@ -54,6 +54,7 @@ NUMBERS = {
     "jobs": (int, 1, 9_999, False),
     "register": (int, 0, 2**32 - 1, True),
     "port": (int, 1, 65_535, False),
+    "gpus": (int, 0, 1, False),
     "trials": (int, 1, 9_999, False),
     "seeds_per_trial": (int, 1, 1_000, False),
     "max_parameters": (int, 1, 10**12, True),
@@ -151,7 +152,7 @@ def test_invalid_choices(command, name, record_property):
 @pytest.mark.parametrize(("command", "name"), of_type(click.types.StringParamType))
 def test_invalid_texts(command, name, record_property):
     values = [*LINES, LONG, "é" * 1001, " ", "\u3000"]
-    can_be_empty = {"data_dir", "resume", "experiment", "labels", "old", "new", "storage"}
+    can_be_empty = {"data_dir", "resume", "experiment", "labels", "old", "new", "storage", "cluster"}
     can_be_empty |= {"dataset"} if command in ("promote", "rollback", "register", "work") else set()
     values += [] if name in can_be_empty else [""]
     for value in values:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from drilldown.errors import PredictError
-from drilldown.inference import endpoint
+from drilldown.inference import endpoint, http
 from drilldown.inference.current import Champion
 from drilldown.inference.reader import Answer
 from drilldown.web import server
@@ -143,6 +143,6 @@ def test_who_may_ask(headers, status):
 )
 def test_the_address_that_is_shown(host, shown, is_local):
     port = free_port()
-    with server.listen(host, port) as listening:
+    with http.listen(host, port) as listening:
         assert server.page_address(listening, host) == f"http://{shown}:{port}"
         assert server.is_local(listening) == is_local

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -28,6 +28,12 @@ from drilldown.reporting import report
 from drilldown.reporting.statistics import summarize
 from drilldown.tracking import runs, store, tags
 from drilldown.training import Task, run_name
+
+if TYPE_CHECKING:
+    from drilldown.experiments.cluster import Cluster, RemoteWorker
+
+MAX_JOBS = 10_000  # on a cluster
+LOOK_SECONDS = 5  # between two looks at how many workers a cluster has
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,14 @@ class Outcome:
 def train(
     trainings: Iterable[tuple[str, TrainOptions]],
     *,
-    jobs: int,
+    jobs: int | None,
     parent: str,
     dataset: Dataset,
     progress: Progress,
     together: int = 1,
     register: bool = False,
     quiet: bool = True,
+    cluster: Cluster | None = None,
 ) -> Iterator[Outcome]:
     """Train each (step, options) on the dataset, in a run nested in `parent`; by `jobs` processes at a time.
 
@@ -83,24 +90,29 @@ def train(
     Args:
         trainings: a process that waits takes the next one, after the caller has got the outcomes that are known. So an
             iterator may decide by them what to train.
+        jobs: None, on a cluster, stands for as many as its workers can do at the time.
+        cluster: whose workers train, in place of processes of this machine; each loads the dataset by itself.
         together: how many trainings a process makes at the same time, on CUDA; they differ in their seeds only.
         register: whether models that pass the gate are registered.
         progress: is told of each epoch.
         quiet: whether what the processes print is kept back.
     """
     with tempfile.TemporaryFile() as file:
-        mapped.write(dataset, file)
-        pool = _Workers(file, parent, dataset, progress, register, quiet)
+        if not cluster:
+            mapped.write(dataset, file)
+        pool = _Workers(file, parent, dataset, progress, register, quiet, cluster)
         batches = _batches(trainings, together)
         # Threads, each waiting for one process: a pool of processes would break when one of them is killed.
-        with ThreadPoolExecutor(jobs) as threads:
+        with ThreadPoolExecutor(jobs or MAX_JOBS) as threads:
             running: set[Future[list[Outcome]]] = set()
             try:
                 while True:
-                    running |= {threads.submit(pool.train, batch) for batch in islice(batches, jobs - len(running))}
+                    free = (jobs or (cluster.capacity() if cluster else 1)) - len(running)
+                    running |= {threads.submit(pool.train, batch) for batch in islice(batches, max(0, free))}
                     if not running:
                         return
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    # Workers may join a cluster at any time.
+                    done, running = wait(running, None if jobs else LOOK_SECONDS, return_when=FIRST_COMPLETED)
                     for future in done:
                         yield from future.result()
             finally:
@@ -118,13 +130,20 @@ class _Workers:
     """The processes: those that train, and those that wait for a training."""
 
     def __init__(
-        self, file: BinaryIO, parent: str, dataset: Dataset, progress: Progress, register: bool, quiet: bool
+        self,
+        file: BinaryIO,
+        parent: str,
+        dataset: Dataset,
+        progress: Progress,
+        register: bool,
+        quiet: bool,
+        cluster: Cluster | None,
     ) -> None:
-        self.file, self.parent, self.dataset = file, parent, dataset
+        self.file, self.parent, self.dataset, self.cluster = file, parent, dataset, cluster
         self.progress, self.register, self.quiet = progress, register, quiet
         self.lock, self.stopped = threading.Lock(), False
-        self.idle: list[Worker] = []
-        self.busy: dict[Worker, Sequence[Task]] = {}  # and what each trains
+        self.idle: list[Worker | RemoteWorker] = []
+        self.busy: dict[Worker | RemoteWorker, Sequence[Task]] = {}  # and what each trains
 
     def train(self, batch: Sequence[tuple[str, TrainOptions]]) -> list[Outcome]:
         """Train the batch in one process; if that ends too early, train each of those that are left alone."""
@@ -132,7 +151,7 @@ class _Workers:
         for step, options in batch:
             name = run_name(step, options.seed, options.trial)
             run_id = runs.open_nested(self.parent, name, self.dataset)
-            tasks.append(Task(step, options, run_id, self.register))
+            tasks.append(Task(step, options, run_id, self.register, on_cluster=bool(self.cluster)))
         ended = list(self._train(tasks))
         if len(tasks) > 1:
             ended = [again for one in ended for again in (self._train([one.task]) if one.is_lost else [one])]
@@ -160,7 +179,7 @@ class _Workers:
                     return
         worker.end()
 
-    def _take(self, tasks: Sequence[Task]) -> Worker | None:
+    def _take(self, tasks: Sequence[Task]) -> Worker | RemoteWorker | None:
         """A process that waits for a training, or a new one; None once all of them were stopped."""
         with self.lock:
             if self.stopped:
@@ -171,13 +190,13 @@ class _Workers:
                     break
                 worker.end()  # it was killed while it waited
             else:
-                worker = Worker(self.file)
+                worker = self.cluster.start() if self.cluster else Worker(self.file)
             self.busy[worker] = tasks
             return worker
 
     def _show(self, tasks: Sequence[Task], line: str) -> None:
         if not self.quiet:
-            tqdm.write(line)
+            tqdm.write(f"{tasks[0].name}: {line}" if self.cluster else line)  # of several at a time
         if len(tasks) == 1 and (epoch := report.epoch_of(line)):
             self.progress.epoch(tasks[0].name, epoch)
 

@@ -1,14 +1,11 @@
 """The server of a registered model: MLflow's own, with the endpoint for pictures beside it."""
 
-import socket
 from collections.abc import Mapping, Sequence
 
-import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from mlflow.pyfunc import scoring_server
 
-from drilldown.errors import ParameterError
 from drilldown.inference import endpoint, predict
 from drilldown.inference.reader import Answer, Reader
 
@@ -31,13 +28,3 @@ def create_app(model_uri: str) -> FastAPI:
         return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
     return app
-
-
-def run(app: FastAPI, port: int) -> None:
-    """Serve the app on the loopback until a signal. Raises: ParameterError when the port is taken."""
-    try:
-        listening = socket.create_server(("127.0.0.1", port))
-    except OSError as error:
-        raise ParameterError(f"port is {port}: it takes one that is free ({error.strerror})") from error
-    with listening:
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none")).run(sockets=[listening])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from drilldown import hardware, process
 from drilldown.choices import DATASETS
-from drilldown.errors import DataError, ParameterError, StoreError
+from drilldown.errors import DataError, NestedError, ParameterError, StoreError
 from drilldown.learning.calibration import Calibration, calibrate
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
 
 MAX_TAG = 5_000  # characters; MLflow cuts longer ones off, or its database refuses them
 MAX_MISTAKES = 40  # images on mistakes.png
+STATES = "states"  # the folder of the artifacts with saved training states
+MAX_ATTEMPTS = 2  # to train a run on a cluster
+LOST = f"its worker was lost {MAX_ATTEMPTS} times"
+LOST_SECONDS = 15  # in which the process of a lost worker ends
 
 
 @contextlib.contextmanager
@@ -202,6 +208,62 @@ def log_pruned(reason: str) -> None:
 def logged_epochs(run_id: str) -> set[int]:
     """The epochs that the store has."""
     return {entry.step for entry in mlflow.MlflowClient().get_metric_history(run_id, "epoch_seconds")}
+
+
+def is_finished(run_id: str) -> bool:
+    """Whether the run has ended well."""
+    return bool(mlflow.get_run(run_id).info.status == "FINISHED")
+
+
+def begin_attempt(run_id: str) -> int:
+    """Count an attempt to train the run on a cluster; of all attempts but the first, the worker before was lost.
+
+    That worker's process may still live: it is given the time to see that it is alone, and to close the run.
+    Raises: NestedError when there were too many.
+    """
+    client = mlflow.MlflowClient()
+    attempt = int(ours(client.get_run(run_id).data.tags).get("attempt", 0)) + 1
+    if attempt > MAX_ATTEMPTS:
+        raise NestedError(LOST)
+    client.set_tag(run_id, f"{PREFIX}attempt", str(attempt))
+    end = time.monotonic() + LOST_SECONDS
+    while attempt > 1 and time.monotonic() < end:
+        run = client.get_run(run_id)
+        lock = ours(run.data.tags).get("process")
+        if run.info.status not in store.OPEN or not lock or process.is_gone(lock, keep=True):
+            break
+        time.sleep(0.5)
+    return attempt
+
+
+def has_started() -> bool:
+    """Whether `log_start` was done for the active run, by an earlier attempt."""
+    active = mlflow.active_run()
+    assert active is not None
+    return "parameters" in mlflow.get_run(active.info.run_id).data.metrics
+
+
+def keep_state(file: Path) -> None:
+    """Keep a saved training state in the store, for another machine."""
+    mlflow.log_artifact(str(file), STATES)
+
+
+def fetch_states(run_id: str, folder: Path) -> None:
+    """Get the saved training states of the run from the store, if it has any."""
+    client = mlflow.MlflowClient()
+    for kept in client.list_artifacts(run_id, STATES):
+        with tempfile.TemporaryDirectory() as download:
+            file = client.download_artifacts(run_id, kept.path, download)
+            shutil.move(file, folder / Path(file).name)
+
+
+def drop_states(run_id: str) -> None:
+    """Remove the saved training states from the store; those that cannot be removed stay."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with contextlib.suppress(Exception):  # whatever the store of the artifacts raises
+        if mlflow.MlflowClient().list_artifacts(run_id, STATES):
+            get_artifact_repository(mlflow.get_run(run_id).info.artifact_uri).delete_artifacts(STATES)
 
 
 def resume_options(run_id: str, step: str, given: TrainOptions) -> TrainOptions:

@@ -1,29 +1,20 @@
-"""The server of the page, with the endpoint that reads pictures, until Ctrl-C."""
+"""The page with the endpoint that reads pictures, and where it is."""
 
-import contextlib
-import os
-import signal
 import socket
-from collections.abc import Iterator, Sequence
-from errno import EACCES, EADDRINUSE
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.staticfiles import StaticFiles
 
-from drilldown import process
-from drilldown.errors import ParameterError, PredictError
+from drilldown.errors import PredictError
 from drilldown.inference import endpoint
 from drilldown.inference.current import Champion, CurrentChampion
 from drilldown.inference.reader import Answer
 from drilldown.web.gatekeeper import Gatekeeper, own_names
-
-MAX_CONNECTIONS = 64
-END_SECONDS = 3  # for the answers under way at the end
 
 
 def create_app(current: CurrentChampion, host: str = "127.0.0.1") -> FastAPI:
@@ -62,31 +53,6 @@ def introduce(champion: Champion) -> dict[str, Any]:
     }
 
 
-class Server(uvicorn.Server):
-    """A server that ends in order upon the signals that end this program; then the program goes on."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Take the signals until this process ends: upon Ctrl-C, `mlflow run` sends one more."""
-        for number in process.SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self.handle_exit)
-        yield
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open the port. Raises: ParameterError when it is taken, or when the host is not this machine's."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror  # Python adds to its own
-        if number in (EADDRINUSE, EACCES):
-            raise ParameterError(f"port is {port}: it takes one that is free on {host} ({reason})") from error
-        raise ParameterError(f"host is {host!r}: it takes an address of this machine ({reason})") from error
-
-
 def page_address(listening: socket.socket, host: str) -> str:
     """The page's address; where the server listens on every address of this machine, it has the machine's name."""
     address, port = listening.getsockname()[:2]
@@ -97,18 +63,3 @@ def page_address(listening: socket.socket, host: str) -> str:
 def is_local(listening: socket.socket) -> bool:
     """Whether only this machine reaches the server."""
     return ip_address(listening.getsockname()[0]).is_loopback
-
-
-def serve(app: FastAPI, listening: socket.socket) -> None:
-    """Serve the page until a signal."""
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        ws="none",
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=END_SECONDS,
-    )
-    Server(config).run(sockets=[listening])
