@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
@@ -103,8 +104,9 @@ def verdict(confirmations: Sequence[Confirmation]) -> str:
 def source(recipe: Recipe, network: Mapping[str, Any], comment: str) -> str:
     """The recipe as it stands in a step's file, below a comment."""
     defaults = asdict(Recipe())
-    lines = [f"# {comment}", "RECIPE = Recipe("]
-    lines += [f"    {name}={value!r}," for name, value in asdict(recipe).items() if value != defaults[name]]
+    lines = [*textwrap.wrap(comment, 118, initial_indent="# ", subsequent_indent="# "), "RECIPE = Recipe("]
+    written = {name: f'"{value}"' if isinstance(value, str) else repr(value) for name, value in asdict(recipe).items()}
+    lines += [f"    {name}={value}," for name, value in written.items() if getattr(recipe, name) != defaults[name]]
     lines.append(")")
     if network:
         lines.append(f"# Defaults of Network's arguments: {', '.join(f'{k}={v!r}' for k, v in network.items())}")
