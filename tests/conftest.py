@@ -29,6 +29,7 @@ if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves 
 
 SLOWEST = (
     "test_shared_store",
+    "test_cluster",
     "test_lifecycle",
     "test_documented_commands",
     "test_nested",

@@ -78,6 +78,9 @@ def run(name: str, tags: Mapping[str, str], run_id: str | None = None, *, resume
     except BaseException as error:
         if open_run := mlflow.active_run():  # MLflow would end it as FINISHED
             _end_early(open_run.info.run_id, error)
+        elif run_id and isinstance(error, process.Stopped):  # while it took the run over, which may be open now
+            with contextlib.suppress(MlflowException), store.short_timeouts():
+                store.close_run(run_id, "KILLED", error.reason)
         raise
 
 
