@@ -6,7 +6,7 @@ STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
 RUNS := $(STEPS) all compare repeat tune register promote rollback close predict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup store $(RUNS) status ui serve server cluster draw test quick faults check bench docs pictures lock
+.PHONY: help setup store $(RUNS) status ui serve server cluster draw test servers quick faults check bench docs pictures lock
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -104,9 +104,13 @@ check: setup
 quick: setup
 	pytest -n auto --dist load --ignore tests/faults -m "not slow and not fault" $(ARGS)
 
-## make test                      all tests (10 to 14 minutes on two cores)
+## make test                      all tests but those of `make servers` (10 to 14 minutes on two cores)
 test: setup
-	pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	pytest -n auto --dist loadfile --no-loadscope-reorder -m "not servers" $(ARGS)
+
+## make servers                   the tests with PostgreSQL, an object store and a Dask cluster
+servers: setup
+	pytest -n auto --dist loadfile -m servers $(ARGS)
 
 ## make faults                    inject every fault, several times, and write the table of docs/reliability.md
 faults: setup

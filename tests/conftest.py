@@ -28,8 +28,6 @@ if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves 
     os.environ.setdefault("MNIST_MIRROR", SHARED_MNIST.as_uri() + "/")
 
 SLOWEST = (
-    "test_shared_store",
-    "test_cluster",
     "test_lifecycle",
     "test_documented_commands",
     "test_nested",

@@ -167,6 +167,7 @@ def metrics_logged_twice(client, run):
 
 @pytest.mark.fault("cluster that cannot train", "no worker with a GPU; workers with other code", "one line; no run")
 @pytest.mark.slow
+@pytest.mark.servers
 def test_a_cluster_that_cannot_train_is_refused(ready):
     def refused(gpus):
         with pytest.raises(ClusterError) as error, cluster.connect(ready.address, gpus):
@@ -191,6 +192,7 @@ def test_a_cluster_that_cannot_train_is_refused(ready):
     "the seed finishes on another worker with every metric once; no process is left",
 )
 @pytest.mark.slow
+@pytest.mark.servers
 def test_a_killed_worker_loses_no_seed_and_no_epoch(ready):
     process = ready.repeat(seeds=3, epochs=EPOCHS)
     lost = ready.wait_for_training([0])[0]
@@ -228,6 +230,7 @@ def test_a_killed_worker_loses_no_seed_and_no_epoch(ready):
     "the seed is reported failed; the others finish",
 )
 @pytest.mark.slow
+@pytest.mark.servers
 def test_a_seed_that_is_lost_twice_is_reported_and_the_others_go_on(ready):
     process = ready.repeat(seeds=2, epochs=EPOCHS)
     for attempt in ("1", "2"):
@@ -256,6 +259,7 @@ def test_a_seed_that_is_lost_twice_is_reported_and_the_others_go_on(ready):
     "command of a cluster ends", "SIGINT or SIGKILL to it", "the trainings end within seconds; their runs are KILLED"
 )
 @pytest.mark.slow
+@pytest.mark.servers
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_command_is_killed_and_nothing_is_left(ready, number):
     process = ready.repeat(seeds=3, epochs=200)
