@@ -6,7 +6,7 @@ STEPS := $(patsubst steps/%.py,%,$(wildcard steps/*.py))
 RUNS := $(STEPS) all compare repeat tune register promote rollback close predict
 
 .DEFAULT_GOAL := help
-.PHONY: help setup store $(RUNS) status ui serve server cluster draw test servers quick faults check bench docs pictures lock
+.PHONY: help setup store $(RUNS) relocate status ui serve server cluster draw test servers quick faults check bench docs pictures lock
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ store $(RUNS): export MLFLOW_EXPERIMENT_NAME ?= mnist-drilldown
 endif
 
 # The commands that the program prints begin as its own did.
-$(RUNS) status serve draw: export DRILLDOWN_STARTER := make
+$(RUNS) relocate status serve draw: export DRILLDOWN_STARTER := make
 
 # MLflow never opens a database again whose creation was cut off; this creates it whole.
 store: setup
@@ -53,6 +53,11 @@ $(STEPS) all compare repeat tune register promote rollback close: store
 ## make predict IMAGES=folder     classify image files by the champion
 predict: store
 	mlflow run . -e predict --env-manager local -P images='$(IMAGES)' $(ARGS)
+
+## make relocate                  tell the store that its folder has moved
+# Not by `mlflow run`, which would open a run in a store that has lost its files.
+relocate: setup
+	@python -m drilldown relocate $(subst -P ,--,$(ARGS))
 
 ## make status                    champions, their history, and unfinished runs
 # Not by `mlflow run`, which would open a run for it.

@@ -125,3 +125,9 @@ def test_mlflows_own_endpoint_stays(address, digits):
     status, answer = ask(address, body, "application/json", "/invocations")
     assert status == 200
     np.testing.assert_allclose(answer["predictions"], Brightest().predict(images), rtol=1e-5)
+
+
+def test_a_wrong_parameter_is_one_line(address):
+    status, answer = ask(address, b"", "image/png", "/read?several=maybe")
+    assert status == 400
+    assert answer["error"].startswith("several is 'maybe': Input should be a valid boolean")

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from drilldown.inference.reader import Answer
@@ -31,19 +34,16 @@ def as_json(answer: Answer) -> dict[str, Any]:
     return given
 
 
-def make_router(
-    read: Callable[[Sequence[bytes], bool], tuple[list[Answer], Mapping[str, object]]], path: str = "/read"
-) -> APIRouter:
-    """Make the endpoint.
+def add(app: FastAPI, read: Callable[[Sequence[bytes], bool], tuple[list[Answer], Mapping[str, object]]]) -> None:
+    """Add the endpoint to an app, whose errors become one line each.
 
     `read` answers for image files, and reads each part where its second argument is true. It also returns what the
     response says besides, such as who answered.
     """
-    router = APIRouter()
     one_at_a_time = asyncio.Lock()  # a request uses all cores
     waiting = 0
 
-    @router.post(path)
+    @app.post("/read")
     async def answer(request: Request, several: bool = False) -> dict[str, Any]:
         pictures = unpack(request.headers.get("content-type", ""), await receive(request))
         nonlocal waiting
@@ -59,7 +59,14 @@ def make_router(
             waiting -= 1
         return {**besides, "answers": [as_json(answer) for answer in answers]}
 
-    return router
+    @app.exception_handler(StarletteHTTPException)
+    def explain(request: Request, error: StarletteHTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    def explain_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
+        wrong = error.errors()[0]
+        return JSONResponse({"error": f"{wrong['loc'][-1]} is {wrong['input']!r}: {wrong['msg']}"}, 400)
 
 
 async def receive(request: Request) -> bytes:

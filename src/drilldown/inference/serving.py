@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from mlflow.pyfunc import scoring_server
 
 from drilldown.inference import endpoint, predict
@@ -21,10 +20,5 @@ def create_app(model_uri: str) -> FastAPI:
         return list(readers[several].read(pictures)), besides
 
     app: FastAPI = scoring_server.init(model)
-    app.include_router(endpoint.make_router(read))
-
-    @app.exception_handler(HTTPException)
-    def explain(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
-
+    endpoint.add(app, read)
     return app

@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.staticfiles import StaticFiles
 
 from drilldown.errors import PredictError
@@ -29,15 +28,11 @@ def create_app(current: CurrentChampion, host: str = "127.0.0.1") -> FastAPI:
         champion = current.get()
         return list(champion.readers[several].read(pictures)), introduce(champion)
 
-    @app.exception_handler(StarletteHTTPException)
-    def explain(request: Request, error: StarletteHTTPException) -> JSONResponse:
-        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
-
     @app.exception_handler(PredictError)
     def no_champion(request: Request, error: PredictError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, 503)
 
-    app.include_router(endpoint.make_router(read))
+    endpoint.add(app, read)
     app.mount("/", StaticFiles(packages=[("drilldown.web", "static")], html=True))
     app.add_middleware(Gatekeeper, names=own_names(host))
     return app
