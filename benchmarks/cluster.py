@@ -29,6 +29,7 @@ from benchmarks.errors import one_line_errors
 from drilldown.hardware import processor_name
 from drilldown.learning import data
 from drilldown.steps import ROOT
+from drilldown.tracking import store
 from drilldown.tracking.provenance import code_digest, versions
 from tests.support.programs import BIN, free_port, server, wait_until, with_programs
 
@@ -150,4 +151,5 @@ def main(repeats: int, tracking_uri: str | None, keep: bool) -> None:
 
 
 if __name__ == "__main__":
+    store.quiet_mlflow()
     main()
