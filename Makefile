@@ -74,7 +74,7 @@ ui: setup
 ## make serve MODEL=mnist-cnn     serve the champion on http://127.0.0.1:5001
 MODEL = mnist-cnn
 serve: setup
-	@python -m drilldown serve --model $(MODEL) $(ARGS)
+	@python -m drilldown serve --model $(MODEL) $(subst -P ,--,$(ARGS))
 
 ## make draw                      a page to draw digits on, http://127.0.0.1:5004
 # Not by `mlflow run`, which would open a run for it.

@@ -96,7 +96,22 @@ def test_a_deferred_signal_comes_when_the_last_deferral_ends(tmp_path):
 
 
 def test_locks_of_other_machines_and_folders(tmp_path):
-    assert process.is_elsewhere(f"elsewhere:{tmp_path / 'a'}")
+    here = tmp_path / process.LIVENESS_FOLDER
+    here.mkdir()
     machine = process.lock_name("a").partition(":")[0]
-    assert process.is_elsewhere(f"{machine}:{tmp_path / 'nowhere' / 'a'}")
-    assert not process.is_gone(f"{machine}:{tmp_path / 'nowhere' / 'a'}")
+    assert not process.is_elsewhere(f"{machine}:{here / 'a'}")
+    assert process.is_elsewhere(f"elsewhere:{here / 'a'}")
+    nowhere = f"{machine}:{tmp_path / 'nowhere' / process.LIVENESS_FOLDER / 'a'}"
+    assert process.is_elsewhere(nowhere)
+    assert not process.is_gone(nowhere)
+
+
+def test_a_tag_that_names_another_file_deletes_nothing(tmp_path):
+    """On a shared server, every user can write the tag."""
+    (tmp_path / process.LIVENESS_FOLDER).mkdir()
+    machine = process.lock_name("a").partition(":")[0]
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    for path in (precious, tmp_path / process.LIVENESS_FOLDER / ".." / "precious", "precious"):
+        assert not process.is_gone(f"{machine}:{path}")
+    assert precious.read_text() == "kept"

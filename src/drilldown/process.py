@@ -123,12 +123,15 @@ def lock_folder() -> Path:
         LIVENESS_FOLDER.mkdir(parents=True, exist_ok=True)
         if os.access(LIVENESS_FOLDER, os.W_OK):
             return LIVENESS_FOLDER.absolute()
-    user = os.getuid()
-    folder = Path(tempfile.gettempdir()) / f"drilldown-{user}"
+    folder = _temporary_folder()
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != user:  # another user may have made it
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():  # another user may have made it
         raise PermissionError(f"{folder} belongs to another user")
     return folder
+
+
+def _temporary_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"drilldown-{os.getuid()}"
 
 
 def _release(lock: FileLock) -> None:
@@ -143,9 +146,15 @@ def lock_name(file_name: str) -> str:
 
 
 def is_elsewhere(lock: str) -> bool:
-    """Tell whether the process with this lock works on another machine, or in a folder that does not exist here."""
-    machine, _, file = lock.partition(":")
-    return machine != platform.node() or not os.path.isdir(os.path.dirname(file))  # noqa: PTH112, PTH120 (no errors)
+    """Tell whether the process with this lock works on another machine, or in a folder that does not exist here.
+
+    A lock's name comes from the store, where others write too. What is no file of `lock_folder` counts as elsewhere,
+    so that nobody can have this process delete another file.
+    """
+    machine, _, name = lock.partition(":")
+    file = Path(name)
+    is_ours = file.is_absolute() and file.parent.name in (LIVENESS_FOLDER.name, _temporary_folder().name)
+    return not (machine == platform.node() and is_ours and os.path.isdir(file.parent))  # noqa: PTH112
 
 
 def is_gone(lock: str, *, keep: bool = False) -> bool:

@@ -107,9 +107,13 @@ class Stack:
         self.secrets = self._secrets()
         # The path of a socket has at most 107 characters. Its folder's mode is 0700: only its owner and root reach it.
         self.socket_folder = Path(tempfile.mkdtemp(prefix="drilldown-"))
-        self.postgres = self._postgres()
-        self.objects = self._objects()
-        self.mlflow = self._mlflow()
+        try:
+            self.postgres = self._postgres()
+            self.objects = self._objects()
+            self.mlflow = self._mlflow()
+        except ServerError:  # a program is missing
+            self.socket_folder.rmdir()
+            raise
 
     @property
     def uri(self) -> str:

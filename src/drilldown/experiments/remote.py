@@ -117,9 +117,9 @@ def _take(variables: Mapping[str, str]) -> Worker:
             _idle.remove(waiting)
             if waiting.child.is_alive():
                 return waiting.child
-    for name, value in config.get("distributed.nanny.pre-spawn-environ").items():
-        if os.environ.get(name) == str(value):  # Dask has set it, for NumPy in the Dask worker
-            del os.environ[name]
+        for name, value in config.get("distributed.nanny.pre-spawn-environ").items():
+            if os.environ.get(name) == str(value):  # Dask has set it, for NumPy in the Dask worker
+                del os.environ[name]
     return Worker(variables=variables)
 
 

@@ -44,11 +44,11 @@ SPLIT = "validation"  # the test images decide nothing
 def answering(storage: str) -> Iterator[None]:
     """Explain in one line what is wrong with the storage of the studies."""
     from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
     try:
         yield
-    except (StorageInternalError, SQLAlchemyError, ImportError) as error:
+    except (StorageInternalError, SQLAlchemyError, NoSuchModuleError) as error:
         cause = error.__cause__ or error
         reason = one_line(str(getattr(cause, "orig", None) or cause))
         raise StoreError(f"storage is {one_line(storage)!r}: it does not answer ({reason})") from error
@@ -157,7 +157,7 @@ class Search:
                 if entry.step > self.reported.get(number, 0):
                     trial.report(entry.value, entry.step)
                     self.reported[number] = entry.step
-            if number and trial.should_prune():  # trial 0 is the step's own recipe
+            if trial.params != self.space.own and trial.should_prune():  # the step's own recipe is trained to its end
                 runs.ask_to_stop(run.info.run_id, f"{type(self.study.pruner).__name__} of trial {number}")
 
     def tell(self, outcome: Outcome) -> None:
@@ -283,10 +283,10 @@ def _settle(study: Study, seeds: int, goal: Goal) -> None:
         outcomes = [Outcome.from_run("", int(run.data.params["run.seed"]), run.info.run_id, SPLIT) for run in whole]
         if len(outcomes) == seeds:
             study.set_user_attr(f"trial.{trial.number}", _facts(outcomes))
-            study.tell(trial.number, _value(outcomes, goal))
+            study.tell(trial.number, _value(outcomes, goal), skip_if_finished=True)
         else:
             study.set_user_attr(f"trial.{trial.number}", {"lost": "the command that trained it was stopped"})
-            study.tell(trial.number, state=TrialState.FAIL)
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             study.enqueue_trial(trial.params)
 
 

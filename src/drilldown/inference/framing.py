@@ -67,17 +67,12 @@ class Writing:
         return _members(self.labels, self.digit)
 
 
-def read_image(file: Path, keep_framed: bool = False) -> np.ndarray:
+def read_image(file: Path) -> np.ndarray:
     """Return the picture in the file in MNIST's format: uint8 (28, 28).
-
-    With `keep_framed`, a picture of 28×28 pixels stays as it is, in gray: models of data other than digits want images
-    like those that they learned from, which only the user has.
 
     Raises: PredictError, and whatever PIL raises for damaged or hostile files.
     """
     with open_picture(file) as picture:
-        if keep_framed and picture.size == (28, 28):
-            return np.asarray(picture.convert("L"))
         return to_frame(picture)
 
 

@@ -34,9 +34,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror  # Python adds to its own
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that cannot be one
+        number = getattr(error, "errno", None) or 0
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", error)  # Python adds to its own
         if number in (EADDRINUSE, EACCES):
             raise ParameterError(f"port is {port}: it takes one that is free on {host} ({reason})") from error
         raise ParameterError(f"host is {host!r}: it takes an address of this machine ({reason})") from error

@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from drilldown.choices import DATASETS
 from drilldown.errors import ParameterError, PermissionMissingError
 from drilldown.tracking import invocation
+from drilldown.tracking.lease import Lease
 from drilldown.tracking.store import sqlite_file
 from drilldown.tracking.tags import PREFIX, ours, prefixed
 
@@ -141,11 +142,13 @@ def versions(name: str) -> dict[str, ModelVersion]:
     return {str(version.version): version for version in MlflowClient().search_model_versions(f"name = '{name}'")}
 
 
-def set_champion(name: str, champion: ModelVersion | None, version: str, kind: str, why: str) -> None:
+def set_champion(
+    name: str, champion: ModelVersion | None, version: str, kind: str, why: str, lease: Lease | None = None
+) -> None:
     """Move the alias from the champion to a version, and write an entry into the history.
 
     The entry is written before and confirmed afterwards. It is a tag of the registered model, so it outlives both
-    versions.
+    versions. Raises: StoreError when the lease of the champion's lock has expired.
     """
     client = MlflowClient()
     now = datetime.now(UTC)
@@ -154,6 +157,8 @@ def set_champion(name: str, champion: ModelVersion | None, version: str, kind: s
     (tag,) = prefixed({f"{HISTORY}{now:%Y%m%dT%H%M%S.%f}": ""})
     announced, confirmed = change.stored(), replace(change, made=True).stored()
     client.set_registered_model_tag(name, tag, announced)
+    if lease:
+        lease.confirm()
     client.set_registered_model_alias(name, "champion", version)
     client.set_registered_model_tag(name, tag, confirmed)
 

@@ -241,9 +241,8 @@ def _conclude(
     result = {f"promotion.{key}": value for key, value in result.items()}
     # In this order, a failure at any of the writes leaves nothing that is not true.
     if promoted:
-        lease.confirm()
         _withdraw(client, challenger)
-        set_champion(name, champion, version, "promotion", f"{why}; {reason[:MAX_REASON]}")
+        set_champion(name, champion, version, "promotion", f"{why}; {reason[:MAX_REASON]}", lease)
     _tag_version(client, name, version, packed("promotion", result))
     client.update_model_version(name, version, description.of_version(candidate, rival, labels, decision, promoted))
     return Registration(name, version, promoted, reason, "\n\n".join(map(columns, tables)))
@@ -272,8 +271,7 @@ def roll_back(name: str, dataset: Dataset, *, why: str, verifier: Verifier | Non
             version = str(previous.version)
             with permitted(name), champion_lock(name) as lease:
                 if _number(get_champion(name)) == _number(champion):
-                    lease.confirm()
-                    set_champion(name, champion, version, "rollback", why)
+                    set_champion(name, champion, version, "rollback", why, lease)
                     break
     return Registration(name, version, True, f"it was champion before; the champion was {_number(champion)}")
 

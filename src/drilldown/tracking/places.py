@@ -155,5 +155,5 @@ def local_path(address: str | None) -> Path | None:
 
 
 def _read(file: str, query: str) -> list[tuple[str]]:
-    with closing(sqlite3.connect(f"{Path(file).absolute().as_uri()}?mode=ro", uri=True)) as database:
+    with closing(sqlite3.connect(f"{Path(file).absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as database:
         return database.execute(query).fetchall()

@@ -21,7 +21,7 @@ from drilldown.steps import ROOT
 PACKAGE = Path(__file__).parents[1]
 WEIGHT_PACKAGES = ("engine", "learning")  # the code that makes the weights
 # Modules there that do not change the weights of a tracked training; the data's digest covers what own_data.py reads.
-NO_INFLUENCE = ("download.py", "files.py", "mapped.py", "own_data.py", "side_by_side.py")
+NO_INFLUENCE = ("calibration.py", "download.py", "files.py", "mapped.py", "own_data.py", "side_by_side.py")
 
 
 def fingerprint(
