@@ -151,8 +151,8 @@ def train_run(
             logged = _take_over(state, folder, run_id, dataset.split)
         if not (resume or (attempt > 1 and runs.has_started())):
             runs.log_start(fingerprint, state, recipe, goal, dataset, options, acceleration.engine)
-        if register and dataset.split == "test" and (missing := missing_permission(model_name(dataset.name))):
-            click.echo(f"warning: {missing}: the result will be kept, and not registered", err=True)
+        if register:
+            warn_of_missing_permission(dataset)
         verifier = stack.enter_context(Verifier())
         for row in train.fit(state, recipe, dataset, acceleration.engine):
             if options.trial is None:  # a trial that was stopped is trained again
@@ -298,11 +298,22 @@ def _finish(
         registration = registry.register(model, run_id, step.name, verdict, evaluation.accuracy, dataset, verifier)
     except PermissionMissingError as error:
         runs.set_tags({"not.registered": str(error)})
-        click.echo(f"not registered: {error}; to register it then: {invocation.command('register', run=run_id)}")
+        say_not_registered(run_id, error)
         say(invocation.next_steps(files, comparison))
         return
     say_registered(registration)
     say(invocation.next_steps(files, [*how_to_use(registration.name), *comparison], registration.name))
+
+
+def warn_of_missing_permission(dataset: data.Dataset) -> None:
+    """Say before training that its model cannot be registered, where that can be known."""
+    if dataset.split == "test" and (missing := missing_permission(model_name(dataset.name))):
+        click.echo(f"warning: {missing}: the result will be kept, and not registered", err=True)
+
+
+def say_not_registered(run_id: str, error: PermissionMissingError) -> None:
+    """Say how to register the model of a run later."""
+    click.echo(f"not registered: {error}; to register it then: {invocation.command('register', run=run_id)}")
 
 
 def say_registered(registration: registry.Registration) -> None:

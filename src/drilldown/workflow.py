@@ -20,7 +20,14 @@ from tqdm import tqdm
 from drilldown import hardware, process, training
 from drilldown.choices import DATASETS, FIRST_CONFIRMED_SEED
 from drilldown.engine import accelerate
-from drilldown.errors import CompareError, ParameterError, PredictError, RegistryError, TuneError
+from drilldown.errors import (
+    CompareError,
+    ParameterError,
+    PermissionMissingError,
+    PredictError,
+    RegistryError,
+    TuneError,
+)
 from drilldown.experiments import compare, confirm, nested, records, repeat, space, status, study, tune, worker
 from drilldown.experiments.progress import Progress
 from drilldown.inference import predict
@@ -127,6 +134,8 @@ def repeat_step(
         _continue_hint("repeat", options, experiment, step=step, seeds=seeds, **given, **_cluster(cluster, gpus)),
     ):
         dataset = training.load_dataset(options)
+        if register is not None:
+            training.warn_of_missing_permission(dataset)
         goal = options.goal(load_step(step).target, dataset)
         reuse_from = experiments | search.experiments() if reuse else {}  # those of now: a stopped repeat goes on
         trainings = [(step, replace(options, seed=seed)) for seed in range(seeds)]
@@ -154,7 +163,11 @@ def _register_seed(summary: repeat.RepeatSummary, seed: int | None, dataset: dat
         click.echo(f"nothing registered: not every seed passed the gate, so seed {seed} is not registered")
         return []
     run_id = summary.runs[seed].run_id
-    registration = finished.register_run(run_id, dataset, summary.tags())
+    try:
+        registration = finished.register_run(run_id, dataset, summary.tags())
+    except PermissionMissingError as error:
+        training.say_not_registered(run_id, error)
+        return []
     training.say_registered(registration)
     return training.how_to_use(registration.name)
 
@@ -682,7 +695,7 @@ def show_status(model: str, experiment: str) -> None:
     click.echo(status.overview(model, experiments))
 
 
-@functools.partial(command, needs="")
+@functools.partial(command, connect=store.connect_to_read, needs="")
 def relocate(old: str, new: str) -> None:
     """Change the store's addresses of a folder that has moved."""
     before, after, count, copy = places.relocate(old, new)

@@ -75,7 +75,7 @@ class Cluster:
     def __init__(self, client: Client, address: str, gpus: int) -> None:
         self.client, self.address, self.gpus = client, address, gpus
         self.topic, self.version, self.variables = f"drilldown-{uuid.uuid4().hex}", remote.version(), settings()
-        self.hosts: dict[str, int] = {}  # how many workers each machine has
+        self.hosts: dict[str, int] = {}  # how many trainings each machine makes at a time
         self.is_empty = False
         self.training: dict[str, RemoteWorker] = {}  # by the id of the run
         client.subscribe_topic(self.topic, self._hear)
@@ -113,7 +113,9 @@ class Cluster:
     def slots(self) -> int:
         """How many trainings the workers can do at a time, now."""
         workers = self._workers()
-        self.hosts = dict(Counter(map(remote.host, workers)))
+        self.hosts = Counter()
+        for address, worker in workers.items():
+            self.hosts[remote.host(address)] += worker["nthreads"]
         able = [worker for worker in workers.values() if worker["resources"].get("GPU", 0) >= self.gpus]
         return sum(
             min(worker["nthreads"], int(worker["resources"]["GPU"] // self.gpus) if self.gpus else worker["nthreads"])
@@ -129,9 +131,14 @@ class Cluster:
         return max(1, slots)
 
     def _workers(self) -> dict[str, Any]:
+        gone = ClusterError(f"cluster is {self.address!r}: its scheduler is gone")
         if self.client.status != "running":
-            raise ClusterError(f"cluster is {self.address!r}: its scheduler is gone")
-        return dict(self.client.scheduler_info()["workers"])
+            raise gone
+        try:  # asked now: what the client keeps has at times no workers
+            found: dict[str, Any] = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
+        except OSError as error:
+            raise gone from error
+        return found
 
     def start(self) -> RemoteWorker:
         """Something that trains like a process of this machine."""

@@ -5,6 +5,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -40,19 +41,25 @@ def add(app: FastAPI, read: Callable[[Sequence[bytes], bool], tuple[list[Answer]
     `read` answers for image files, and reads each part where its second argument is true. It also returns what the
     response says besides, such as who answered.
     """
-    one_at_a_time = asyncio.Lock()  # a request uses all cores
+    one_at_a_time = ThreadPoolExecutor(max_workers=1)  # a request uses all cores
     waiting = 0
+
+    def refuse_if_busy() -> None:
+        if waiting > MAX_WAITING:
+            raise HTTPException(503, f"{MAX_WAITING} requests wait to be read: try again in a moment")
 
     @app.post("/read")
     async def answer(request: Request, several: bool = False) -> dict[str, Any]:
-        pictures = unpack(request.headers.get("content-type", ""), await receive(request))
         nonlocal waiting
-        if waiting > MAX_WAITING:
-            raise HTTPException(503, f"{MAX_WAITING} requests wait to be read: try again in a moment")
+        refuse_if_busy()  # before a large body is received
+        kind, body = request.headers.get("content-type", ""), await receive(request)
+        refuse_if_busy()
         waiting += 1
         try:
-            async with asyncio.timeout(READ_SECONDS), one_at_a_time:
-                answers, besides = await asyncio.to_thread(read, pictures, several)
+            async with asyncio.timeout(READ_SECONDS):  # a request that is being read is read to its end
+                answers, besides = await asyncio.get_running_loop().run_in_executor(
+                    one_at_a_time, lambda: read(unpack(kind, body), several)
+                )
         except TimeoutError:
             raise HTTPException(503, f"the request was not read within {READ_SECONDS:.0f} s") from None
         finally:
