@@ -116,7 +116,7 @@ def child_of_seed(pid, seed):
         commands = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children(pid)}
         return next((child for child, command in commands.items() if f"--seed\0{seed}\0" in command), None)
 
-    return wait_until(found, seconds=60, for_what=f"a process that trains seed {seed}")
+    return wait_until(found, seconds=120, for_what=f"a process that trains seed {seed}")
 
 
 finds_processes = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
