@@ -18,7 +18,7 @@ from tests.support.own_data import NAMES, mirrored, write_folder, write_npz
 from tests.support.registered import verify_in_process
 
 pytestmark = pytest.mark.slow
-SHORT = ("--engine", "torch", "--epochs", "5", "--target", "0")  # long enough for the gate
+SHORT = ("--epochs", "5", "--target", "0")  # long enough for the gate
 
 
 @pytest.fixture(scope="module")
