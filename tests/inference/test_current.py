@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from mlflow.exceptions import MlflowException
 
-from drilldown.errors import PredictError
+from drilldown.errors import ParameterError, PredictError
 from drilldown.inference import current
 from tests.support.concurrency import at_once
 from tests.support.pictures import Brightest
@@ -33,6 +33,21 @@ def registry(monkeypatch):
     monkeypatch.setattr(current, "get_champion", get_champion)
     monkeypatch.setattr(current.predict, "load", load)
     return found
+
+
+def test_a_store_that_fails_while_the_next_champion_is_loaded_changes_nothing(registry, monkeypatch):
+    monkeypatch.setattr(current, "LOOK_SECONDS", 0.0)
+    champion = current.CurrentChampion("digits-cnn")
+    assert champion.get().version == "1"
+
+    def fail(uri):
+        raise ParameterError("model is …") from MlflowException("no answer")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(current.predict, "load", fail)
+        registry.version = "2"
+        assert champion.get().version == "1"
+    assert champion.get().version == "2"
 
 
 def test_many_threads_look_once_a_second_and_load_once(registry, monkeypatch):

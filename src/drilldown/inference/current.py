@@ -77,5 +77,7 @@ class CurrentChampion:
             readers = {several: Reader(model, several=several) for several in (False, True)}
             self._found = Champion(self.name, str(version.version), readers)
         except (DrilldownError, OSError) as error:
+            if isinstance(self._found, Champion) and isinstance(error.__cause__, MlflowException):
+                return  # the store failed in the middle of it; the next look tries again
             self._found = printable(one_line(str(error)))
         self._key = key
