@@ -234,7 +234,7 @@ def test_arbitrary_text(command, name, value):
     elif name in NUMBERS:
         kind, low, high, empty = bounds(command, name)
         assert (taken is None and value == "" and empty) or (type(taken) is kind and low <= taken <= high)
-    elif name in ("reuse", "force"):
+    elif (command, name) in of_type(click.types.BoolParamType):
         assert type(taken) is bool
     else:
         assert taken == (dataset_name(value) if (command, name) == ("compare", "dataset") else value)

@@ -38,14 +38,13 @@ def test_a_training_with_every_switch(store, empty_database, monkeypatch, tmp_pa
     shutil.copy(empty_database, tmp_path / "registry.db")
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
-    mlflow.set_registry_uri(f"sqlite:///{tmp_path / 'registry.db'}")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{tmp_path / 'registry.db'}")
     mlflow.pytorch.autolog(silent=True)
     try:
         __main__.main(["step2", "--dataset", "digits", "--epochs", "5", "--target", "0", "--engine", "torch"])
         champion = mlflow.MlflowClient().get_model_version_by_alias("digits-cnn", "champion")
     finally:
         mlflow.pytorch.autolog(disable=True, silent=True)
-        mlflow.set_registry_uri("")
     (run,) = store.search_runs(["0"])
     assert (run.info.status, champion.run_id) == ("FINISHED", run.info.run_id)
     history = store.get_metric_history(run.info.run_id, "test_accuracy")
