@@ -131,6 +131,13 @@ def assert_resumable(project, run_id, stdout):
     assert_complete(run_id)
 
 
+def assert_failed_and_resumable(project, run_id, code, stdout, stderr):
+    """The run ended with a clear error, and the printed command resumes it."""
+    assert (code, stderr.splitlines()[-1].startswith("error: ")) == (1, True), stderr
+    assert MlflowClient().get_run(run_id).info.status == "FAILED"
+    assert_resumable(project, run_id, stdout)
+
+
 def test_a_lifecycle_of_a_user_without_keys_of_the_object_store(project, stack, tmp_path):
     def run(entry_point, **parameters):
         done = project.mlflow_run(entry_point, **parameters)
@@ -326,11 +333,9 @@ def test_the_object_store_is_gone_for_a_while(project, stack):
 def test_the_object_store_stays_away(project, stack):
     training = Training(project, epochs=EPOCHS, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     stack.objects.stop(9)
-    code, stdout, stderr = training.end()
+    ended = training.end()
     stack.objects.start()
-    assert (code, stderr.splitlines()[-1].startswith("error: ")) == (1, True)
-    assert MlflowClient().get_run(training.run_id).info.status == "FAILED"
-    assert_resumable(project, training.run_id, stdout)
+    assert_failed_and_resumable(project, training.run_id, *ended)
 
 
 @pytest.mark.fault(
@@ -345,12 +350,10 @@ def test_a_full_disk_under_the_object_store(project, stack):
     training = Training(project, epochs=EPOCHS - 1, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     filling = fill(disk)
     try:
-        code, stdout, stderr = training.end()
+        ended = training.end()
     finally:
         filling.unlink()
-    assert (code, stderr.splitlines()[-1].startswith("error: ")) == (1, True), stderr
-    assert MlflowClient().get_run(training.run_id).info.status == "FAILED"
-    assert_resumable(project, training.run_id, stdout)
+    assert_failed_and_resumable(project, training.run_id, *ended)
 
 
 @pytest.mark.fault(

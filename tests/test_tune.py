@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from drilldown import training, workflow
 from drilldown.errors import ParameterError, TuneError
-from drilldown.experiments import nested
+from drilldown.experiments import nested, schedule
 from drilldown.experiments.nested import Outcome
-from drilldown.experiments.worker import Ended
+from drilldown.experiments.worker import Report
 from drilldown.learning import data, mapped
 from drilldown.learning.recipe import Recipe, Target
 from drilldown.options import TrainOptions, TuneOptions
@@ -82,9 +82,9 @@ def in_process(monkeypatch, store, digits):
                     "step4", task.options, run_id=task.run_id, dataset=self.dataset, register=task.register
                 )
             except Exception as error:
-                yield Ended(task, str(error))
+                yield Report(task.run_id, str(error))
             else:
-                yield Ended(task)
+                yield Report(task.run_id)
 
         def is_alive(self):
             return True
@@ -101,7 +101,7 @@ def in_process(monkeypatch, store, digits):
             return ""
 
     monkeypatch.setattr(nested, "Worker", StandIn)
-    for module in (training, workflow):
+    for module in (training, workflow, schedule):
         monkeypatch.setattr(module, "load_step", lambda name: STEP)
     without_test_images = replace(digits, test_images=Unreadable(), test_labels=Unreadable())
     monkeypatch.setattr(data, "load", lambda *given: without_test_images)
@@ -178,10 +178,10 @@ def test_a_search_its_confirmation_and_what_it_leaves(store, digits, in_process,
     assert len(store.search_runs(["0"])) == len(runs) + 1
 
 
-def test_a_search_of_which_no_trial_finishes_says_why(in_process, monkeypatch):
+def test_a_search_without_a_finished_trial_says_why(in_process, monkeypatch):
     recipe, network = replace(STEP.recipe, lr=1e30), partial(Network, normalize=False)
     step = replace(STEP, network=network, recipe=recipe, space={"momentum": SPACE["momentum"]})
-    for module in (training, workflow):
+    for module in (training, workflow, schedule):
         monkeypatch.setattr(module, "load_step", lambda name: step)
     with pytest.raises(TuneError, match="^none of 2 trials has finished, the first because: training diverged"):
         tune(trials=2)

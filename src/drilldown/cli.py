@@ -20,13 +20,13 @@ from drilldown.messages import one_line, printable
 from drilldown.options import (
     DatasetName,
     DatasetType,
-    Jobs,
     Number,
     TrainOptions,
     TuneOptions,
     cluster_options,
     combine,
     experiment_option,
+    jobs_option,
     option,
     reuse_option,
     seed_option,
@@ -37,6 +37,7 @@ from drilldown.process import Stopped
 from drilldown.steps import STEP_NAMES
 
 MAX_LINE = 2_000  # characters of an error line
+chosen_step_option = option("step", default="step4", type=click.Choice(STEP_NAMES), help="what to train")
 
 
 @click.group(context_settings={"max_content_width": 120})
@@ -77,14 +78,9 @@ def train_all(reuse: bool, experiment: str, cluster: str, gpus: int, **options: 
 
 
 @cli.command("repeat", help="Train a step with many seeds.")
-@option("step", default="step4", type=click.Choice(STEP_NAMES), help="what to train")
+@chosen_step_option
 @option("seeds", default="10", type=Number(whole=True, optional=False, low=1), help="how many seeds, from 0 on")
-@option(
-    "jobs",
-    default="auto",
-    type=Jobs(whole=True, low=1),
-    help="how many processes train; auto: as many as the cores, or the memory of the GPU, carry",
-)
+@jobs_option
 @option(
     "register",
     type=Number(**BOUNDS["seed"]),
@@ -112,14 +108,9 @@ def repeat(
 
 
 @cli.command("tune", help="Search for a better recipe of a step, and confirm it over fresh seeds; registers nothing.")
-@option("step", default="step4", type=click.Choice(STEP_NAMES), help="what to train")
+@chosen_step_option
 @option("trials", default="20", type=Number(whole=True, optional=False, low=1), help="how many trials the search has")
-@option(
-    "jobs",
-    default="auto",
-    type=Jobs(whole=True, low=1),
-    help="how many processes train; auto: as many as the cores, or the memory of the GPU, carry",
-)
+@jobs_option
 @option(
     "validation",
     type=Number(whole=True, low=1, high=999_999),
@@ -161,8 +152,8 @@ def repeat(
 def tune(step: str, jobs: int | None, validation: int | None, cluster: str, gpus: int, **options: Any) -> None:
     from drilldown import workflow
 
-    given = TuneOptions(**{field.name: options.pop(field.name) for field in fields(TuneOptions)})
-    workflow.tune_step(step, jobs, validation, TrainOptions(**options), given, cluster, gpus)
+    tune_options = TuneOptions(**{field.name: options.pop(field.name) for field in fields(TuneOptions)})
+    workflow.tune_step(step, jobs, validation, TrainOptions(**options), tune_options, cluster, gpus)
 
 
 @cli.command("register", help="Register the model of a finished run that passed the gate.")
@@ -175,7 +166,7 @@ def register(run: str, dataset: str, data_dir: str) -> None:
     workflow.register(run, dataset, data_dir)
 
 
-@cli.command("work", help="Train what standard input asks for; `repeat` and `all` start it.", hidden=True)
+@cli.command("work", help="Train what standard input asks for; `repeat`, `tune` and `all` start it.", hidden=True)
 @option("dataset", help="file with the dataset")
 def work(dataset: str) -> None:
     from drilldown import workflow

@@ -179,6 +179,12 @@ experiment_option = option(
     "experiment",
     help="where to look for runs; all: in every experiment  [default: the experiment of this command]",
 )
+jobs_option = option(
+    "jobs",
+    default="auto",
+    type=Jobs(whole=True, low=1),
+    help="how many processes train; auto: as many as the cores, or the memory of the GPU, carry",
+)
 cluster_options = combine(
     option("cluster", help="address of a Dask scheduler whose workers train, as in tcp://host:8786  [default: none]"),
     option(

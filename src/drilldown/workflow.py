@@ -7,14 +7,12 @@ import functools
 import os
 import shlex
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, ParamSpec
 
 import click
-import torch
 from tqdm import tqdm
 
 from drilldown import hardware, process, training
@@ -29,13 +27,12 @@ from drilldown.errors import (
     TuneError,
 )
 from drilldown.experiments import compare, confirm, nested, records, repeat, space, status, study, tune, worker
-from drilldown.experiments.progress import Progress
+from drilldown.experiments.schedule import NestedRuns
 from drilldown.inference import predict
 from drilldown.inference.files import find_images
 from drilldown.inference.framing import thumbnail
 from drilldown.inference.reader import Answer, Reader
-from drilldown.learning import data, side_by_side
-from drilldown.learning.recipe import Goal
+from drilldown.learning import data
 from drilldown.messages import one_line, printable
 from drilldown.options import TrainOptions, TuneOptions
 from drilldown.registry import finished, registry
@@ -50,9 +47,8 @@ if TYPE_CHECKING:
 
     from drilldown.experiments.cluster import Cluster
 
-SLICES = 12  # the share of the training images that a search measures on, by default: 5,000 of MNIST's
+SLICES = 12  # by default, a search measures on a twelfth of the training images: 5,000 of MNIST's
 MAX_SHEET = 80  # answers on the contact sheet of a prediction
-DIGITS = tuple("0123456789")
 P = ParamSpec("P")
 
 
@@ -139,11 +135,8 @@ def repeat_step(
         goal = options.goal(load_step(step).target, dataset)
         reuse_from = experiments | search.experiments() if reuse else {}  # those of now: a stopped repeat goes on
         trainings = [(step, replace(options, seed=seed)) for seed in range(seeds)]
-        outcomes = list(
-            _train_nested(
-                trainings, dataset, parent, options, jobs=jobs, quiet=True, reuse_from=reuse_from, cluster=workers
-            )
-        )
+        nested_runs = NestedRuns(parent, dataset, options, jobs, workers)
+        outcomes = list(nested_runs.train(trainings, quiet=True, reuse_from=reuse_from))
         summary = repeat.summarize(step, outcomes, goal, dataset.split)
         curves = {run.seed: run.accuracies for run in summary.runs if run.error is None}
         figure = plots.seeds(curves, goal.accuracy, repeat.caption(summary, dataset, parent), dataset.split, goal.last)
@@ -194,7 +187,7 @@ def tune_step(
     jobs: int | None,
     validation: int | None,
     options: TrainOptions,
-    given: TuneOptions,
+    tune_options: TuneOptions,
     cluster: str = "",
     gpus: int = 0,
 ) -> None:
@@ -202,14 +195,14 @@ def tune_step(
 
     The test images are not used, and nothing is registered.
     """
-    if given.pruner != "none" and given.seeds_per_trial > 1:
+    if tune_options.pruner != "none" and tune_options.seeds_per_trial > 1:
         raise ParameterError(
-            f"pruner is {given.pruner!r}: with seeds_per_trial={given.seeds_per_trial} it takes none, because a pruner "
-            "compares single trainings"
+            f"pruner is {tune_options.pruner!r}: with seeds_per_trial={tune_options.seeds_per_trial} it takes none, "
+            "because a pruner compares single trainings"
         )
-    kept = {name: value for name, value in asdict(given).items() if value != getattr(TuneOptions(), name)}
+    kept = {name: value for name, value in asdict(tune_options).items() if value != getattr(TuneOptions(), name)}
     kept |= {"jobs": jobs} if jobs else {}
-    kept |= {"storage": one_line(given.storage)} if given.storage else {}  # without its password
+    kept |= {"storage": one_line(tune_options.storage)} if tune_options.storage else {}  # without its password
     hinted = replace(options, validation=validation or 0)
     with (
         _workers(cluster, gpus) as workers,
@@ -220,51 +213,44 @@ def tune_step(
         dataset = whole.hold_out(validation or max(1, len(whole.train_images) // SLICES))
         del whole  # with the test images
         options = replace(options, validation=len(dataset.test_images))
-        storage = given.storage or study.default_storage()
+        storage = tune_options.storage or study.default_storage()
         with study.answering(storage):
-            found = _search(step, jobs, dataset, parent, options, given, storage, workers)
+            nested_runs = NestedRuns(parent, dataset, options, jobs, workers)
+            found = _search(step, nested_runs, tune_options, storage)
             click.echo(tune.screen(found))
-            confirmations = _confirm(step, jobs, dataset, parent, options, given, found, workers)
+            confirmations = _confirm(step, nested_runs, found)
             _log_search(step, options, dataset, found, confirmations)
         training.say(invocation.next_steps(("tune.html", "trials.csv", "recommended.py")))
 
 
-def _search(
-    name: str,
-    jobs: int | None,
-    dataset: data.Dataset,
-    parent: str,
-    options: TrainOptions,
-    given: TuneOptions,
-    storage: str,
-    cluster: Cluster | None,
-) -> study.Search:
+def _search(name: str, nested_runs: NestedRuns, tune_options: TuneOptions, storage: str) -> study.Search:
     """Train the trials that the study asks for, until there are enough; print a line for each.
 
     Raises: TuneError when none has finished.
     """
-    step, device = load_step(name), _device(options, cluster)
-    limits = {} if given.max_parameters is None else {"max_parameters": given.max_parameters}
+    step, dataset, options, device = load_step(name), nested_runs.dataset, nested_runs.options, nested_runs.device
+    cluster = nested_runs.cluster
+    limits = {} if tune_options.max_parameters is None else {"max_parameters": tune_options.max_parameters}
     goal = replace(options.goal(step.target, dataset), **limits)
     found_space = space.find_space(step, options)
     engine = accelerate(step.network(), engine=options.engine, device=device).engine
     identity = training.find_fingerprint(step, options, dataset, device, engine) | {
         "space": found_space.as_text(),
-        "seeds_per_trial": str(given.seeds_per_trial),
+        "seeds_per_trial": str(tune_options.seeds_per_trial),
         "max_parameters": str(goal.max_parameters),
     }
-    jobs, decided = _decide(options, jobs, dataset, device, given.trials * given.seeds_per_trial, cluster)
+    jobs, decided = nested_runs.decide(tune_options.trials * tune_options.seeds_per_trial)
     study.quiet_optuna()
     found = study.open_search(
         step,
         found_space,
         goal,
         replace(options, **decided),
-        given,
+        tune_options,
         storage=storage,
         identity=identity,
         dataset=dataset.name,
-        driver=parent,
+        driver=nested_runs.parent,
         jobs=jobs or (cluster.capacity() if cluster else 1),
     )
     title, done = found.study.study_name, len(found.counted())
@@ -272,10 +258,10 @@ def _search(
     click.echo(f"study {title}: {f'goes on after {done} trials' if done else 'new'}, in {one_line(storage)}")
     if found.is_new and found.other:
         click.echo(f"an earlier study of {name} stays as it is, because it is another search: {found.other}")
-    epochs = (given.trials - done) * given.seeds_per_trial * options.recipe(step.recipe).epochs
+    epochs = (tune_options.trials - done) * tune_options.seeds_per_trial * options.recipe(step.recipe).epochs
     with tune.SearchProgress(found, max(0, epochs)) as progress:
         for outcome in nested.train(
-            found.trainings(), jobs=jobs, parent=parent, dataset=dataset, progress=progress, cluster=cluster
+            found.trainings(), jobs=jobs, parent=nested_runs.parent, dataset=dataset, progress=progress, cluster=cluster
         ):
             found.tell(outcome)
     if not tune.finished(found):
@@ -284,41 +270,21 @@ def _search(
     return found
 
 
-def _confirm(
-    name: str,
-    jobs: int | None,
-    dataset: data.Dataset,
-    parent: str,
-    options: TrainOptions,
-    given: TuneOptions,
-    found: study.Search,
-    cluster: Cluster | None,
-) -> list[confirm.Confirmation]:
+def _confirm(name: str, nested_runs: NestedRuns, found: study.Search) -> list[confirm.Confirmation]:
     """Train the best trials and the step's own recipe over fresh seeds, and compare them."""
-    candidates = {trial.number: trial.params for trial in tune.candidates(found, given.confirm)}
+    options, tune_options = nested_runs.options, found.tune_options
+    candidates = {trial.number: trial.params for trial in tune.candidates(found, tune_options.confirm)}
     if not candidates:
         return []
     first = options.seed + FIRST_CONFIRMED_SEED
     trainings = [
         (name, replace(found.space.apply(options, values), study=found.study.study_name, trial=number, seed=seed))
         for number, values in ({confirm.OWN: found.space.own} | candidates).items()
-        for seed in range(first, first + given.confirm_seeds)
+        for seed in range(first, first + tune_options.confirm_seeds)
     ]
-    click.echo(
-        f"confirmation: {len(candidates)} candidates and the step's own recipe, {given.confirm_seeds} fresh seeds"
-    )
-    outcomes = list(
-        _train_nested(
-            trainings,
-            dataset,
-            parent,
-            options,
-            jobs=jobs,
-            quiet=True,
-            reuse_from=search.experiments(),
-            cluster=cluster,
-        )
-    )
+    seeds = tune_options.confirm_seeds
+    click.echo(f"confirmation: {len(candidates)} candidates and the step's own recipe, {seeds} fresh seeds")
+    outcomes = list(nested_runs.train(trainings, quiet=True, reuse_from=search.experiments()))
     confirmations = confirm.judge(outcomes, list(candidates), found.goal)
     click.echo(columns([confirmation.row() for confirmation in confirmations]))
     click.echo(confirm.verdict(confirmations))
@@ -368,19 +334,8 @@ def train_all(options: TrainOptions, reuse: bool, experiment: str, cluster: str 
         reuse_from = experiments if reuse else {}
         dataset = training.load_dataset(options)
         trainings = [(step, options) for step in STEP_NAMES]
-        outcomes = list(
-            _train_nested(
-                trainings,
-                dataset,
-                parent,
-                options,
-                jobs=None if workers else 1,
-                quiet=False,
-                reuse_from=reuse_from,
-                register=True,
-                cluster=workers,
-            )
-        )
+        nested_runs = NestedRuns(parent, dataset, options, None if workers else 1, workers)
+        outcomes = list(nested_runs.train(trainings, quiet=False, reuse_from=reuse_from, register=True))
         trained = {outcome.step: outcome.run_id for outcome in outcomes if outcome.error is None}
         entries = dict.fromkeys(STEP_NAMES) | {
             step: compare.collect(step, dataset.name, dataset.digest, experiments, like=run_id)
@@ -391,100 +346,9 @@ def train_all(options: TrainOptions, reuse: bool, experiment: str, cluster: str 
         nested.check(outcomes)
 
 
-def _train_nested(
-    trainings: Sequence[tuple[str, TrainOptions]],
-    dataset: data.Dataset,
-    parent: str,
-    options: TrainOptions,
-    *,
-    jobs: int | None,
-    quiet: bool,
-    reuse_from: Collection[str],
-    register: bool = False,
-    cluster: Cluster | None = None,
-) -> Iterator[nested.Outcome]:
-    """Train each (step, options) in a run nested in the parent, or reuse a finished one; print a line for each.
-
-    `options` are what all of them have in common. `jobs` processes train; None stands for as many as this machine, or
-    the cluster, carries. `reuse_from` are the ids of the experiments whose finished runs may be reused. `register` says
-    whether models that pass the gate are registered.
-    """
-    device = _device(options, cluster)
-    goals: dict[str, Goal] = {}
-    lengths: dict[str, int] = {}  # in epochs
-    missing, reused = [], []
-    for name, wanted in trainings:
-        seed = wanted.seed
-        try:
-            step = load_step(name)
-            network = step.network(**wanted.network_fields)
-            engine = accelerate(network, engine=options.engine, device=device).engine
-        except ParameterError:  # of the user, for all steps
-            raise
-        except Exception as error:  # a broken step must not stop the others
-            outcome = nested.Outcome(name, seed, "", error=f"{type(error).__name__}: {error}", trial=wanted.trial)
-            click.echo(nested.outcome_line(outcome, None))
-            yield outcome
-            continue
-        goal = goals[name] = options.goal(step.target, dataset)
-        fingerprint = training.find_fingerprint(step, wanted, dataset, device, engine)
-        if found := search.find_reusable(reuse_from, name, seed, fingerprint):
-            run_id = found.info.run_id
-            outcome = nested.Outcome.from_run(name, seed, run_id, dataset.split, reused=True, trial=wanted.trial)
-            reused.append(run_id)
-            click.echo(nested.outcome_line(outcome, goal))
-            yield outcome
-        else:
-            missing.append((name, wanted))
-            lengths[training.run_name(name, seed, wanted.trial)] = wanted.recipe(step.recipe).epochs
-    runs.note_reused(reused)
-    together = 1
-    if not cluster and device.type == "cuda" and len({name for name, _ in missing}) == 1:
-        together = side_by_side.AT_A_TIME
-    jobs, decided = _decide(options, jobs, dataset, device, ceil(len(missing) / together), cluster)
-    with Progress(lengths) as progress:
-        for outcome in nested.train(
-            [(name, replace(wanted, **decided)) for name, wanted in missing],
-            jobs=jobs,
-            parent=parent,
-            dataset=dataset,
-            progress=progress,
-            together=together,
-            register=register,
-            quiet=quiet,
-            cluster=cluster,
-        ):
-            tqdm.write(nested.outcome_line(outcome, goals[outcome.step]))
-            yield outcome
-
-
-def _device(options: TrainOptions, cluster: Cluster | None) -> torch.device:
-    """The device that trains; workers of a cluster may have one that this machine lacks."""
-    return torch.device(cluster.device(options.device)) if cluster else hardware.select_device(options.device)
-
-
-def _decide(
-    options: TrainOptions,
-    jobs: int | None,
-    dataset: data.Dataset,
-    device: torch.device,
-    trainings: int,
-    cluster: Cluster | None,
-) -> tuple[int | None, dict[str, Any]]:
-    """How many processes train, and the options that are decided here, once for all trainings.
-
-    On a cluster, None stands for as many as its workers can do, and each worker decides how many threads it takes.
-    """
-    threads = options.threads
-    if not cluster:
-        jobs = max(1, min(jobs or hardware.max_jobs(device), trainings))
-        threads = threads or max(1, hardware.cores() // jobs)
-    return jobs, {"dataset": dataset.location, "device": device.type, "threads": threads}
-
-
 @command
 def work(dataset: str) -> None:
-    """Train what standard input asks for: a process of `repeat` or `all`."""
+    """Train what standard input asks for: a process of `repeat`, `tune` or `all`."""
     worker.work(dataset)
 
 
@@ -578,7 +442,7 @@ def predict_images(images: str, model: str, several: bool, labels: str, recursiv
         reader = Reader(loaded, several=several)
         if several and labels:
             raise ParameterError(f"labels is {labels!r}: it takes nothing with several=true, as a file has one label")
-        known = predict.read_labels(labels, files, reader.classes or DIGITS) if labels else []
+        known = predict.read_labels(labels, files, reader.classes or predict.DIGITS) if labels else []
         reading = reader.read(files)
         answers = list(tqdm(reading, total=len(files), unit="image", desc="predicting", leave=False, disable=None))
         answered = [answer for answer in answers if answer.refusal is None]

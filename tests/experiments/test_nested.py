@@ -13,7 +13,7 @@ import pytest
 from drilldown.errors import NestedError
 from drilldown.experiments import nested
 from drilldown.experiments.nested import Outcome
-from drilldown.experiments.worker import Ended
+from drilldown.experiments.worker import Report
 from drilldown.learning import mapped
 from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
@@ -86,14 +86,14 @@ def workers(store, monkeypatch):
                 self.alive = seed != 2
                 if not self.alive or (seed == 1 and len(tasks) == 1):
                     left = tasks[tasks.index(task) :] if seed == 2 else [task]
-                    yield from (Ended(one, "no", is_lost=seed == 2, killed=seed == 2) for one in left)
+                    yield from (Report(one.run_id, "no", is_lost=seed == 2, killed=seed == 2) for one in left)
                     return
                 tags = {f"{PREFIX}gate": "passed", f"{PREFIX}register": str(task.register)}
                 for tag, value in tags.items():
                     store.set_tag(task.run_id, tag, value)
                 store.log_metric(task.run_id, "test_accuracy", seed)
                 store.set_terminated(task.run_id)
-                yield Ended(task)
+                yield Report(task.run_id)
 
         def errors(self):
             return "a traceback"

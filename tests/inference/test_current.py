@@ -63,7 +63,7 @@ def test_many_threads_look_once_a_second_and_load_once(registry, monkeypatch):
     assert registry.looks <= 4
 
 
-def test_a_model_that_was_made_anew_is_loaded(registry, monkeypatch):
+def test_a_model_that_was_deleted_and_created_again_is_loaded(registry, monkeypatch):
     monkeypatch.setattr(current, "LOOK_SECONDS", 0.0)
     champion = current.CurrentChampion("digits-cnn")
     registry.creation_timestamp = 2

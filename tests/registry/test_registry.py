@@ -361,7 +361,7 @@ def overtaken(monkeypatch):
     return overtake
 
 
-def test_a_champion_that_changes_meanwhile_is_compared_anew(store, in_process, tracked, trained, digits, overtaken):
+def test_a_champion_that_changes_meanwhile_is_compared_again(store, in_process, tracked, trained, digits, overtaken):
     for parameters in (1000, 900):
         register(track(trained, digits), digits, parameters=parameters)
     third = track(trained, digits)

@@ -25,7 +25,7 @@ WRITES = (
 
 @pytest.fixture
 def new_model(store, digits, monkeypatch):
-    """Create a registered model with two versions, of which the second one is better."""
+    """Create a registered model with two versions; the second one is better."""
     labels = digits.test_labels.numpy()
     answers = {"1": np.where(np.arange(len(labels)) < 50, labels, (labels + 1) % 10), "2": labels}
 

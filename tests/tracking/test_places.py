@@ -13,6 +13,7 @@ from drilldown.errors import ParameterError, StoreError
 from drilldown.registry import registry
 from drilldown.registry.integrity import fetch
 from drilldown.tracking import places
+from drilldown.tracking.store import local_path
 from tests.support.registered import register, verify_in_process
 from tests.support.tracked import track
 from tests.test_cli import refused
@@ -85,7 +86,7 @@ def test_what_relocate_refuses(moved):
 def test_files_that_are_gone_are_not_altered(moved, digits, tmp_path):
     places.relocate("", "")
     version = mlflow.MlflowClient().get_model_version("digits-cnn", "1")
-    folder = places.local_path(mlflow.MlflowClient().get_model_version_download_uri("digits-cnn", "1"))
+    folder = local_path(mlflow.MlflowClient().get_model_version_download_uri("digits-cnn", "1"))
     (folder / "MLmodel").rename(tmp_path / "MLmodel")
     with pytest.raises(registry.RegistryError, match=rf"files of .* are gone: there is no MLmodel in {folder}"):
         registry.promote("digits-cnn", "1", digits, why="a look at the champion")

@@ -21,7 +21,7 @@ PNG = ((b"content-type", b"image/png"), (b"host", b"127.0.0.1"))
 class Reads:
     """A champion that takes its time to read."""
 
-    classes = None
+    names = tuple("0123456789")
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from drilldown.errors import ClusterError, ParameterError
 from drilldown.experiments import remote
-from drilldown.experiments.worker import Ended, settings
+from drilldown.experiments.worker import Report, settings
 from drilldown.messages import one_line, printable, without_password
 from drilldown.tracking.runs import LOST
 
@@ -182,11 +182,11 @@ class RemoteWorker:
         self.future: Future | None = None
         self.stopped_at = 0.0
 
-    def train(self, tasks: Sequence[Task], show: Callable[[str], None]) -> Iterator[Ended]:
-        """Let a worker train the task, and yield it when it has ended; `show` gets each line that is printed."""
+    def train(self, tasks: Sequence[Task], show: Callable[[str], None]) -> Iterator[Report]:
+        """Let a worker train the task, and report when it has ended; `show` gets each line that is printed."""
         (task,) = tasks
         if self.cluster.client.status != "running":
-            yield Ended(task, "the scheduler is gone", is_lost=True, killed=True)
+            yield Report(task.run_id, "the scheduler is gone", is_lost=True, killed=True)
             return
         self.is_over.clear()
         self.cluster.training[task.run_id] = self
@@ -195,27 +195,26 @@ class RemoteWorker:
         try:
             while (line := self.lines.get()) is not None:
                 show(line)
-            yield self._result(task, future)
+            yield self._report(task.run_id, future)
         finally:
             if not future.cancelled():  # one that is cancelled is still waited for, by `wait`
                 self.cluster.training.pop(task.run_id, None)
             future.release()
 
-    def _result(self, task: Task, future: Future) -> Ended:
+    def _report(self, run_id: str, future: Future) -> Report:
         from distributed import KilledWorker
 
         try:
-            report = future.result()
+            return Report(**future.result())
         except KilledWorker:
-            return Ended(task, LOST, is_lost=True, killed=True)
+            return Report(run_id, LOST, is_lost=True, killed=True)
         except CancelledError as error:
             stopped = (
                 "stopped" if self.stopped_at else f"the cluster has dropped it ({getattr(error, 'reason', error)})"
             )
-            return Ended(task, stopped, is_lost=True, killed=True)
+            return Report(run_id, stopped, is_lost=True, killed=True)
         except Exception as error:  # of Dask: an error of the training is a part of the report
-            return Ended(task, _told(error), is_lost=True)
-        return Ended(task, report["error"], report["is_lost"], report["killed"])
+            return Report(run_id, _told(error), is_lost=True)
 
     def errors(self) -> str:
         """Nothing: what a process has printed as errors is in the log of its Dask worker."""

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from drilldown.errors import NestedError
 from drilldown.experiments.progress import Progress
-from drilldown.experiments.worker import Ended, Worker
+from drilldown.experiments.worker import Report, Worker
 from drilldown.learning import mapped
 from drilldown.learning.data import Dataset
 from drilldown.learning.recipe import Goal
@@ -152,16 +152,19 @@ class _Workers:
             name = run_name(step, options.seed, options.trial)
             run_id = runs.open_nested(self.parent, name, self.dataset)
             tasks.append(Task(step, options, run_id, self.register, on_cluster=bool(self.cluster)))
-        ended = list(self._train(tasks))
+        by_run = {task.run_id: task for task in tasks}
+        reports = list(self._train(tasks))
         if len(tasks) > 1:
-            ended = [again for one in ended for again in (self._train([one.task]) if one.is_lost else [one])]
-        return [self._outcome(one) for one in ended]
+            reports = [
+                last for one in reports for last in (self._train([by_run[one.run_id]]) if one.is_lost else [one])
+            ]
+        return [self._outcome(by_run[report.run_id], report) for report in reports]
 
-    def _train(self, tasks: Sequence[Task]) -> Iterator[Ended]:
+    def _train(self, tasks: Sequence[Task]) -> Iterator[Report]:
         if (worker := self._take(tasks)) is None:
             for task in tasks:
                 store.close_run(task.run_id, "KILLED", "stopped before it began")
-                yield Ended(task, "stopped before it began")
+                yield Report(task.run_id, "stopped before it began")
             return
         reusable = True
         for task in tasks:
@@ -200,9 +203,8 @@ class _Workers:
         if len(tasks) == 1 and (epoch := report.epoch_of(line)):
             self.progress.epoch(tasks[0].name, epoch)
 
-    def _outcome(self, ended: Ended) -> Outcome:
+    def _outcome(self, task: Task, ended: Report) -> Outcome:
         """The outcome of a training; its run is closed if its process has not done that."""
-        task = ended.task
         self.progress.end(task.name)
         step, seed, trial, run_id = task.step, task.options.seed, task.options.trial, task.run_id
         if ended.error is None:

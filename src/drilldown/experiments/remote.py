@@ -1,4 +1,4 @@
-"""What a Dask worker does: it starts the process that trains, feeds it one task, and ends it when nobody wants it.
+"""What a Dask worker does: it starts the process that trains, gives it a task, and ends it if that is cancelled.
 
 The Dask worker imports neither PyTorch nor MLflow.
 """

@@ -77,7 +77,7 @@ class Search:
     space: Space
     step: Step
     options: TrainOptions  # of every training
-    given: TuneOptions
+    tune_options: TuneOptions
     goal: Goal
     driver: str  # the id of this command's run
     other: str = ""  # an earlier study of the step, and in what it differs
@@ -106,7 +106,7 @@ class Search:
                 if size > most:
                     self._refuse(trial, f"{size:,} parameters are more than max_parameters={most:,}")
                     continue
-            for seed in range(self.options.seed, self.options.seed + self.given.seeds_per_trial):
+            for seed in range(self.options.seed, self.options.seed + self.tune_options.seeds_per_trial):
                 name = run_name(self.step.name, seed, trial.number)
                 self.lengths[name], self.trials[name] = epochs, trial.number
                 yield self.step.name, replace(wanted, seed=seed, study=self.study.study_name, trial=trial.number)
@@ -114,7 +114,7 @@ class Search:
     def ask(self) -> Trial | None:
         """The next trial; None if there are as many as there shall be."""
         with store.store_lock(FILE):  # two commands must not both ask for the last one
-            if len(self.counted()) >= self.given.trials:
+            if len(self.counted()) >= self.tune_options.trials:
                 return None
             trial = self.study.ask(dict(self.space.distributions))
             trial.set_user_attr("driver", self.driver)
@@ -123,10 +123,10 @@ class Search:
 
     def counted(self) -> list[FrozenTrial]:
         """The trials so far, without those that were refused, and those that were lost and asked for again."""
-        given = self.study.get_trials(deepcopy=False)
+        trials = self.study.get_trials(deepcopy=False)
         return [
             trial
-            for trial in given
+            for trial in trials
             if trial.state.name != "WAITING" and not {"refused", "lost"} & self.facts(trial).keys()
         ]
 
@@ -166,7 +166,7 @@ class Search:
         assert number is not None
         told, trial = self.outcomes[number], self.running[number]
         told.append(outcome)
-        if len(told) < self.given.seeds_per_trial:
+        if len(told) < self.tune_options.seeds_per_trial:
             return
         self.refused, facts = 0, _facts(told)
         epochs = self.lengths[run_name(self.step.name, outcome.seed, number)]
@@ -204,7 +204,7 @@ def open_search(
     space: Space,
     goal: Goal,
     options: TrainOptions,
-    given: TuneOptions,
+    tune_options: TuneOptions,
     *,
     storage: str,
     identity: Mapping[str, str],
@@ -239,7 +239,7 @@ def open_search(
             study_name=name,
             direction="maximize",
             load_if_exists=True,
-            pruner=_pruner(given.pruner, options.recipe(step.recipe).epochs),
+            pruner=_pruner(tune_options.pruner, options.recipe(step.recipe).epochs),
         )
         is_new = not study.get_trials(deepcopy=False)
         if is_new:
@@ -250,14 +250,14 @@ def open_search(
         study.set_user_attr(f"driver.{driver}", drivers)
         # A command that goes on must not draw the numbers of the one before again.
         study.sampler = optuna.samplers.TPESampler(seed=options.seed + 1000 * drivers, constant_liar=jobs > 1)
-        _settle(study, given.seeds_per_trial, goal)
+        _settle(study, tune_options.seeds_per_trial, goal)
     other = max(others, key=lambda summary: summary.datetime_start or datetime.min, default=None)
     difference = ""
     if other:
         theirs = other.user_attrs.get("identity", {})
         changed = sorted(key for key in identity if theirs.get(key) != identity[key])
         difference = f"{other.study_name} differs in {', '.join(changed)}"
-    return Search(study, space, step, options, given, goal, driver, difference, is_new)
+    return Search(study, space, step, options, tune_options, goal, driver, difference, is_new)
 
 
 def _pruner(name: str, epochs: int) -> BasePruner:

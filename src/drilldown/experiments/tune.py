@@ -40,7 +40,7 @@ class SearchProgress(Progress):
 
     def epoch(self, name: str, epoch: int) -> None:
         super().epoch(name, epoch)
-        if 0 < epoch < self.epochs[name] and self.search.given.pruner != "none":
+        if 0 < epoch < self.epochs[name] and self.search.tune_options.pruner != "none":
             self.search.watch(self.search.trials[name])
 
 

@@ -43,16 +43,6 @@ class Report:
     killed: bool = False  # by a signal
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A training that has ended, and its error if it failed."""
-
-    task: Task
-    error: str | None = None
-    is_lost: bool = False  # its process has ended
-    killed: bool = False  # by a signal
-
-
 class Worker:
     """The process, as its parent sees it. It ends when it is told to, and when its parent is gone."""
 
@@ -79,15 +69,13 @@ class Worker:
             start_new_session=variables is not None,  # Ctrl-C of a Dask worker ends it by way of that worker
         )
 
-    def train(self, tasks: Sequence[Task], show: Callable[[str], None]) -> Iterator[Ended]:
-        """Let the process train the tasks, and yield each when it has ended; `show` gets each line that is printed.
+    def train(self, tasks: Sequence[Task], show: Callable[[str], None]) -> Iterator[Report]:
+        """Let the process train the tasks, and report each when it has ended; `show` gets each line that is printed.
 
         Several tasks differ in their seeds only, and are trained together (see `train_together`). When the process
         ends, so do the tasks that are left.
         """
-        by_run = {task.run_id: task for task in tasks}
-        for report in self.ask([asdict(task) for task in tasks], show):
-            yield Ended(by_run[report.run_id], report.error, report.is_lost, report.killed)
+        return self.ask([asdict(task) for task in tasks], show)
 
     def ask(
         self,

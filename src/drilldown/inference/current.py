@@ -69,7 +69,10 @@ class CurrentChampion:
         if version is None:
             self._found = f"{self.name} has no champion"
             return
-        key = (str(version.version), version.creation_timestamp)  # versions of a model that is made anew start at 1
+        key = (
+            str(version.version),
+            version.creation_timestamp,
+        )  # a model that was deleted and created again counts from 1
         if isinstance(self._found, Champion) and key == self._key:
             return
         try:

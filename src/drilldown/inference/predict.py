@@ -27,6 +27,7 @@ from drilldown.reporting.statistics import calibration_error, format_probability
 from drilldown.tracking import invocation
 from drilldown.tracking.tags import ours
 
+DIGITS = tuple("0123456789")
 CHAMPION = re.compile("models:/([^/@]+)@champion")
 
 
@@ -69,7 +70,7 @@ def _registered_version(model_uri: str) -> ModelVersion | None:
     return client.get_model_version(name, *version) if version else None  # models:/m-… is not registered
 
 
-def read_labels(labels: str, files: Sequence[Path], classes: Sequence[str] = "0123456789") -> list[int | None]:
+def read_labels(labels: str, files: Sequence[Path], classes: Sequence[str] = DIGITS) -> list[int | None]:
     """The label of each file, from a CSV file with the columns file and label, or from the names of the files.
 
     Args:

@@ -81,6 +81,12 @@ class Reader:
         # Versions of before 0.2.0 keep none: then nothing is marked unsure.
         self.calibration = Calibration.from_metadata(kept["calibration"]) if "calibration" in kept else None
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the ten classes: the digits, unless the model's data names its classes."""
+        own = self.classes or ()
+        return [*own, *map(str, range(len(own), 10))]
+
     def read(self, pictures: Sequence[Path | str | bytes], names: Sequence[str] | None = None) -> Iterator[Answer]:
         """Read each picture: a path, or the bytes of a file; yields at least one answer for each, in order.
 
@@ -150,14 +156,13 @@ class Reader:
 
     def _complete(self, answer: Answer, probabilities: np.ndarray, unsure: bool) -> Answer:
         second, first = probabilities.argsort()[-2:].tolist()
-        names = [*(self.classes or ()), *map(str, range(len(self.classes or ()), len(probabilities)))]
         return replace(
             answer,
             digit=first,
-            name=names[first],
+            name=self.names[first],
             probability=float(probabilities[first]),
             second_digit=second,
-            second_name=names[second],
+            second_name=self.names[second],
             second_probability=float(probabilities[second]),
             unsure=unsure,
             probabilities=tuple(probabilities.tolist()),

@@ -94,7 +94,7 @@ def calibrate(classifier: Classifier, dataset: Dataset) -> Calibration:
     """Fit the calibration of a trained classifier; torch's random numbers stay as they were.
 
     The images are those of the validation slice, if the dataset has one, or else training images; in both cases turned,
-    moved and scaled anew. The test images decide nothing.
+    moved and scaled. The test images decide nothing.
     """
     is_held_out = dataset.split == "validation"
     images, labels = (

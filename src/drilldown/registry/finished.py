@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
-from mlflow.exceptions import MlflowException
 
 from drilldown.errors import ParameterError, RegistryError, VerificationError
 from drilldown.learning.data import Dataset
@@ -18,6 +17,7 @@ from drilldown.learning.recipe import Goal
 from drilldown.registry import registry
 from drilldown.registry.verify import Verifier
 from drilldown.reporting import gate
+from drilldown.tracking import store
 from drilldown.tracking.tags import ours
 
 ROUNDING = 0.05  # percent that the same model on a CPU and on a GPU may differ by
@@ -29,10 +29,7 @@ def find_run(run_id: str) -> Run:
     Raises: ParameterError when it is none.
     """
     refusal = f"run is {run_id!r}: it takes the id of a finished training that passed the gate, and "
-    try:
-        run = mlflow.get_run(run_id)
-    except MlflowException as error:
-        raise ParameterError(f"{refusal}the store says: {error.message}") from None
+    run = store.find_run(run_id, refusal)
     tags = ours(run.data.tags)
     if "step" not in tags:
         raise ParameterError(f"{refusal}that is no training")

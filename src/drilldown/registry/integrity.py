@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from drilldown.errors import MissingFilesError, VerificationError
-from drilldown.tracking.places import local_path
+from drilldown.tracking.store import local_path
 from drilldown.tracking.tags import ours
 
 TAG = "model.digest"  # of a model version, without our prefix

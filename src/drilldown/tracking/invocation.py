@@ -13,7 +13,6 @@ from urllib.parse import urlparse
 
 import mlflow
 from mlflow.entities import Run
-from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENV, MLFLOW_SOURCE_NAME
 
 from drilldown import process
@@ -21,7 +20,7 @@ from drilldown.choices import DEFAULT_MODEL
 from drilldown.messages import CREDENTIALS, without_password
 from drilldown.steps import ROOT
 from drilldown.tracking import pages
-from drilldown.tracking.store import EXPERIMENT, sqlite_file
+from drilldown.tracking.store import EXPERIMENT, local_path, sqlite_file
 
 STARTER = "DRILLDOWN_STARTER"  # the variable in which the Makefile and `repeat` say how the user started them
 SERVE_PORT = 5001
@@ -132,10 +131,9 @@ def _page(run: Run) -> str:
 
 def _folder(run: Run) -> str | None:
     """The folder with the run's files; None if they lie on a server."""
-    uri = run.info.artifact_uri
-    if urlparse(uri).scheme not in ("", "file"):
+    path = local_path(run.info.artifact_uri)
+    if path is None:
         return None
-    path = Path(local_file_uri_to_path(uri) if uri.startswith("file:") else uri)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 

@@ -5,11 +5,10 @@ import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote, urlparse
+from urllib.parse import quote
 
 import mlflow
 from mlflow.exceptions import MlflowException
-from mlflow.utils.file_utils import local_file_uri_to_path
 
 from drilldown.errors import ParameterError, StoreError
 from drilldown.tracking import invocation, store
@@ -75,7 +74,7 @@ def missing_files() -> str | None:
     file = store.sqlite_file()
     if not file or not store.exists():
         return None
-    folders = [path for (address,) in _read(file, USED) if (path := local_path(address))]
+    folders = [path for (address,) in _read(file, USED) if (path := store.local_path(address))]
     gone = sorted(folder for folder in folders if not folder.is_dir())
     if not gone:
         return None
@@ -110,7 +109,7 @@ def relocate(old: str, new: str) -> tuple[Path, Path, int, Path]:
             f"MLFLOW_TRACKING_URI is {mlflow.get_tracking_uri()!r}: relocate takes a store that is a SQLite database"
         )
     folder = Path(file).absolute().parent
-    gone = [path for (address,) in _read(file, USED) if (path := local_path(address)) and not path.is_dir()]
+    gone = [path for (address,) in _read(file, USED) if (path := store.local_path(address)) and not path.is_dir()]
     found = next(filter(None, (_moved(path, folder) for path in gone)), None)
     if not old and not found:
         raise ParameterError("old is not given, and nothing of this store is gone: it takes the folder that has moved")
@@ -127,7 +126,7 @@ def relocate(old: str, new: str) -> tuple[Path, Path, int, Path]:
         }
         if not moved:
             raise ParameterError(f"old is {str(before)!r}: no address of this store begins with it")
-        if not any((path := local_path(now)) and path.is_dir() for now in moved.values()):
+        if not any((path := store.local_path(now)) and path.is_dir() for now in moved.values()):
             raise ParameterError(f"new is {str(after)!r}: none of the store's files is there")
         with closing(sqlite3.connect(file)) as reader, closing(sqlite3.connect(copy)) as kept:
             reader.backup(kept)
@@ -145,13 +144,6 @@ def _relocated(address: str | None, old: Path, new: Path) -> str | None:
         if address and (address == before or address.startswith(f"{before}/")):
             return after + address.removeprefix(before)
     return None
-
-
-def local_path(address: str | None) -> Path | None:
-    """The path of an address on this machine; None if it is somewhere else."""
-    if not address or urlparse(address).scheme not in ("", "file"):
-        return None
-    return Path(local_file_uri_to_path(address) if address.startswith("file:") else address)
 
 
 def _read(file: str, query: str) -> list[tuple[str]]:

@@ -275,10 +275,7 @@ def resume_options(run_id: str, step: str, given: TrainOptions) -> TrainOptions:
     Raises: ParameterError when there is nothing to resume, or when the user's options disagree with the run's.
     """
     refusal = f"resume is {run_id!r}: it takes the id of an unfinished run of {step}, and "
-    try:
-        found = mlflow.get_run(run_id)
-    except MlflowException as error:
-        raise ParameterError(f"{refusal}the store says: {error.message}") from None
+    found = store.find_run(run_id, refusal)
     tags = ours(found.data.tags)
     if tags.get("step") != step:
         raise ParameterError(f"{refusal}that is a run of {tags.get('step', 'no step')}")

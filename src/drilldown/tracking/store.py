@@ -15,6 +15,7 @@ import mlflow
 from filelock import FileLock
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import (
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_PROJECT_ENTRY_POINT,
@@ -224,6 +225,13 @@ def _local_lock(model: str) -> Iterator[Lease]:
         yield Lease(model)
 
 
+def local_path(address: str | None) -> Path | None:
+    """The path of an address of files on this machine; None if they are somewhere else."""
+    if not address or urlsplit(address).scheme not in ("", "file"):
+        return None
+    return Path(local_file_uri_to_path(address) if address.startswith("file:") else address)
+
+
 def sqlite_file() -> str | None:
     """The store's database file; None for a server, and for another database."""
     from sqlalchemy.engine import make_url  # it takes a while
@@ -279,17 +287,21 @@ def _project_source() -> str:
     return str(_get_git_url_if_present(str(ROOT)))
 
 
+def find_run(run_id: str, refusal: str) -> Run:
+    """The run with the id that the user gave. Raises: ParameterError, which begins with `refusal`, if there is none."""
+    try:
+        return mlflow.get_run(run_id)
+    except MlflowException as error:
+        raise ParameterError(f"{refusal}the store says: {error.message}") from None
+
+
 def close_by_hand(run_id: str) -> list[str]:
     """Close an open run, and the open runs nested in it, whose machine is gone; returns the names of those closed.
 
     Raises: ParameterError when there is no such open run, or when its process lives.
     """
     refusal = f"run is {run_id!r}: it takes the id of a run that is open though its process is gone, and "
-    client = mlflow.MlflowClient()
-    try:
-        found = client.get_run(run_id)
-    except MlflowException as error:
-        raise ParameterError(f"{refusal}the store says: {error.message}") from None
+    client, found = mlflow.MlflowClient(), find_run(run_id, refusal)
     if found.info.status not in OPEN:
         raise ParameterError(f"{refusal}that run is {found.info.status}")
     nested = client.search_runs(
