@@ -12,6 +12,7 @@ from drilldown import __main__
 from drilldown.errors import ParameterError, StoreError
 from drilldown.registry import registry
 from drilldown.registry.integrity import fetch
+from drilldown.tracking import database as tracking_database
 from drilldown.tracking import places
 from drilldown.tracking.store import local_path
 from tests.support.registered import register, verify_in_process
@@ -156,3 +157,25 @@ def test_a_store_that_is_no_sqlite_database_is_not_looked_at(store):
         places.relocate("", "")
     with contextlib.suppress(StoreError):
         places.check_address()
+
+
+@pytest.mark.fault("a busy database", "another process holds it locked", "a line that names it")
+def test_a_database_that_stays_locked_is_one_line(moved, monkeypatch):
+    old, new = moved
+    monkeypatch.setattr(places, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(tracking_database, "is_complete", lambda _: True)  # it was before it was locked
+    reason = r"mlflow.db': the store there does not answer \(database is locked\)$"
+    with contextlib.closing(sqlite3.connect(new / "mlflow.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for use_the_store in (places.missing_files, lambda: places.relocate(str(old), str(new))):
+            with pytest.raises(StoreError, match=reason):
+                use_the_store()
+
+
+@pytest.mark.parametrize("command", ["compare", "status", "relocate"])
+def test_a_file_that_is_no_database_is_one_line(store, tmp_path, capsys, command):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'notes.txt'}")
+    (tmp_path / "notes.txt").write_text("this is no database, but text\n" * 10)
+    code, line = refused(capsys, command)
+    assert code == 1
+    assert line.endswith("notes.txt': the store there does not answer (file is not a database)")

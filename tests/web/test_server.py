@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from drilldown.errors import PredictError
+from drilldown.errors import ParameterError, PredictError
 from drilldown.inference import endpoint, http
 from drilldown.inference.current import Champion
 from drilldown.inference.reader import Answer
@@ -146,3 +146,9 @@ def test_the_address_that_is_shown(host, shown, is_local):
     with http.listen(host, port) as listening:
         assert server.page_address(listening, host) == f"http://{shown}:{port}"
         assert server.is_local(listening) == is_local
+
+
+@pytest.mark.parametrize("host", [".x", "a" * 70, "203.0.113.1"])  # two that are no names, and a machine elsewhere
+def test_a_host_that_is_not_this_machines_is_one_line(host):
+    with pytest.raises(ParameterError, match="^host is '.*': it takes an address of this machine "):
+        http.listen(host, free_port())

@@ -2,7 +2,8 @@
 
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from drilldown.errors import ParameterError, StoreError
 from drilldown.tracking import invocation, store
 
+BUSY_SECONDS = 30.0  # for another process that writes to the database
 # MLflow keeps absolute addresses in these columns.
 ADDRESSES = {
     "experiments": "artifact_location",
@@ -116,7 +118,7 @@ def relocate(old: str, new: str) -> tuple[Path, Path, int, Path]:
     before = Path(os.path.abspath(old)) if old else found[0]  # type: ignore[index]  # noqa: PTH100 (it is gone)
     after = Path(os.path.abspath(new)) if new else (found[1] if found else folder)  # noqa: PTH100
     copy = Path(f"{file}.before-relocate-{datetime.now(UTC):%Y%m%dT%H%M%S}")
-    with closing(sqlite3.connect(file, timeout=30)) as database, database:
+    with _opened(file, "rw") as database, database:
         database.execute("BEGIN IMMEDIATE")  # nobody else writes until the end
         moved = {
             (table, address): now
@@ -147,5 +149,13 @@ def _relocated(address: str | None, old: Path, new: Path) -> str | None:
 
 
 def _read(file: str, query: str) -> list[tuple[str]]:
-    with closing(sqlite3.connect(f"{Path(file).absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as database:
+    with _opened(file, "ro") as database:
         return database.execute(query).fetchall()
+
+
+@contextmanager
+def _opened(file: str, mode: str) -> Iterator[sqlite3.Connection]:
+    """Open a database; wait while another process writes to it. Raises: StoreError if that lasts, or it is damaged."""
+    address = f"{Path(file).absolute().as_uri()}?mode={mode}"
+    with store.answering(), closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as database:
+        yield database

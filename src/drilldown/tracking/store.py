@@ -27,7 +27,7 @@ from mlflow.utils.mlflow_tags import (
 from platformdirs import user_cache_path
 
 from drilldown import process
-from drilldown.errors import ParameterError, StoreError
+from drilldown.errors import DrilldownError, ParameterError, StoreError
 from drilldown.learning.checkpoint import FOLDER_VARIABLE
 from drilldown.messages import one_line, without_password
 from drilldown.steps import ROOT, STEP_NAMES
@@ -67,7 +67,7 @@ def connect() -> None:
     Raises: StoreError when the store does not answer.
     """
     _prepare()
-    with _answering():
+    with answering():
         if file := sqlite_file():
             database.ensure(Path(file))
         close_abandoned()
@@ -80,7 +80,7 @@ def connect_to_read() -> None:
     Raises: StoreError when the store does not answer.
     """
     _prepare()
-    with _answering():
+    with answering():
         if exists():
             mlflow.search_experiments(max_results=1)
 
@@ -102,17 +102,23 @@ def _hide_password() -> None:
 
 
 def exists() -> bool:
-    """Whether there is a store. MLflow would create a database that does not exist, and finish an incomplete one."""
+    """Whether there is a store. MLflow would create a database that does not exist, and finish an incomplete one.
+
+    Raises: StoreError when the database is damaged, or stays locked.
+    """
     file = sqlite_file()
-    return not file or database.is_complete(Path(file))
+    with answering():
+        return not file or database.is_complete(Path(file))
 
 
 @contextlib.contextmanager
-def _answering() -> Iterator[None]:
-    """Wait only seconds for the store, and explain why it does not open."""
+def answering() -> Iterator[None]:
+    """Wait only seconds for the store. Raises: StoreError, which explains why it does not open."""
     try:
         with short_timeouts():
             yield
+    except DrilldownError:
+        raise
     except Exception as error:  # MLflow's, SQLAlchemy's, SQLite's: whatever it is, the store does not open
         uri = without_password(mlflow.get_tracking_uri())
         problem = explain(error) if _is_refusal(error) else f"the store there does not answer ({explain(error)})"
