@@ -11,6 +11,7 @@ from PIL import Image
 
 from drilldown import __main__, steps, training, workflow
 from drilldown.errors import DrilldownError
+from drilldown.experiments import schedule
 from drilldown.learning.recipe import Target
 from drilldown.tracking.tags import ours
 from tests.support.interruption import interrupted_after_an_epoch
@@ -143,7 +144,8 @@ def test_the_target_of_a_step_is_enough(command, store, folder, refused, monkeyp
     def train(tasks, *_, **__):
         raise DrilldownError(f"{len(tasks)} to train")
 
-    monkeypatch.setattr(workflow, "load_step", load_step)
+    for module in (workflow, schedule):
+        monkeypatch.setattr(module, "load_step", load_step)
     monkeypatch.setattr(workflow.nested, "train", train)
     assert refused(command, "--dataset", folder) == f"{10 if command == 'repeat' else len(steps.STEP_NAMES)} to train"
 

@@ -59,7 +59,7 @@ def test_a_process_trains_one_run_after_the_other_with_the_bits_of_a_process_of_
 
     def train(task):
         (ended,) = worker.train([task], shown.append)
-        assert ended.task == task
+        assert ended.run_id == task.run_id
         return ended
 
     first = task("step4", 5, epochs=1, target=0)

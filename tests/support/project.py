@@ -15,6 +15,7 @@ from torch import nn
 
 from drilldown.engine import accelerate
 from drilldown.steps import ROOT
+from drilldown.tracking import database
 from drilldown.tracking.store import EXPERIMENT
 from tests.support import warm
 from tests.support.programs import with_programs
@@ -100,7 +101,9 @@ class Project:
         return self.command("mlflow", "run", ".", "-e", entry_point, "--env-manager", env_manager, *pairs)
 
     def runs(self) -> list[mlflow.entities.Run]:
-        """All runs of its store, the newest first."""
+        """All runs of its store, the newest first; none before a command has created the store."""
+        if not database.is_complete(self.folder / "mlflow.db"):
+            return []  # a client of this process would create a second one at the same time
         client = self.client()
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         return list(client.search_runs(experiments, order_by=["attributes.start_time DESC"]))
