@@ -102,7 +102,8 @@ class Project:
 
     def runs(self) -> list[mlflow.entities.Run]:
         """All runs of its store, the newest first; none before a command has created the store."""
-        if not database.is_complete(self.folder / "mlflow.db"):
+        file = self.tracking_uri.removeprefix("sqlite:///")
+        if file != self.tracking_uri and not database.is_complete(Path(file)):
             return []  # a client of this process would create a second one at the same time
         client = self.client()
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
