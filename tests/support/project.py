@@ -50,8 +50,8 @@ class Project:
 
     def __init__(self, folder: Path):
         self.folder = copy_project(folder)
-        # `make test` hands its ARGS on in MAKEFLAGS; without bytecode each process would compile the copy again.
-        others = ("MLFLOW_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "MAKE", "MFLAGS")
+        # `make test` hands its ARGS on to any other make; without bytecode each process would compile the copy again.
+        others = ("MLFLOW_", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "MAKE", "MFLAGS", "ARGS")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         self.environment = with_programs(kept, warm.programs()) | {
             "GIT_PYTHON_REFRESH": "quiet",
