@@ -10,11 +10,13 @@ import pytest
 import torch
 from filelock import FileLock
 
-from drilldown import __main__, cli, process, training, workflow
+from drilldown import __main__, cli, process, training
+from drilldown.commands.command import command
 from drilldown.errors import StoreError
-from drilldown.inference import http, serving
+from drilldown.inference import http, predict, serving
 from drilldown.learning import data
-from drilldown.steps import ROOT
+from drilldown.registry import registry
+from drilldown.steps import ROOT, load_step
 from drilldown.tracking import runs
 from drilldown.tracking.store import SHORT_TIMEOUTS, checkpoints, store_lock
 from drilldown.tracking.tags import ours
@@ -241,7 +243,7 @@ def test_a_run_of_other_code_is_not_resumed(store, capsys, monkeypatch):
 
 def test_a_predict_that_can_read_nothing_is_a_failed_run(store, tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.png").write_text("not a picture")
-    monkeypatch.setattr(workflow.predict, "load", lambda _: (Brightest(), {}))
+    monkeypatch.setattr(predict, "load", lambda _: (Brightest(), {}))
     with pytest.raises(SystemExit) as stopped:
         __main__.main(["predict", "--images", str(tmp_path)])
     printed = capsys.readouterr().err
@@ -311,7 +313,7 @@ def test_serve_says_how_to_ask_and_serves_on_the_loopback(of_digits, capsys, ser
 
 
 def test_no_data_is_loaded_before_there_is_a_version_to_change_to(of_digits, store, capsys, monkeypatch):
-    monkeypatch.setattr(workflow.data, "load", lambda *_: pytest.fail("it loads data"))
+    monkeypatch.setattr(data, "load", lambda *_: pytest.fail("it loads data"))
     missing = "model is 'mnist-cnn': it takes a registered model, as digits-cnn"
     assert refused(capsys, "promote", "--version", "2") == (2, missing)
     assert refused(capsys, "rollback") == (2, missing)
@@ -328,7 +330,7 @@ def test_no_data_is_loaded_before_there_is_a_version_to_change_to(of_digits, sto
 def test_a_command_says_that_the_store_does_not_answer(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     mlflow.set_tracking_uri(f"http://127.0.0.1:{free_port()}")
-    ask = workflow.command(lambda: workflow.registry.dataset_location("digits-cnn"), connect=lambda: None)
+    ask = command(lambda: registry.dataset_location("digits-cnn"), connect=lambda: None)
     with pytest.raises(StoreError, match="API request to http://127.0.0.1"):
         ask()
 
@@ -385,7 +387,7 @@ def test_a_step_whose_network_cannot_be_built_is_a_run_with_a_name_and_its_error
     def broken():
         raise ZeroDivisionError("3 channels / 0")
 
-    step = replace(workflow.load_step("step2"), network=broken)
+    step = replace(load_step("step2"), network=broken)
     monkeypatch.setattr(training, "load_step", lambda _: step)
     with pytest.raises(ZeroDivisionError):  # its author needs the traceback
         __main__.main(["step2", "--dataset", "digits"])

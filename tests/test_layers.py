@@ -38,7 +38,7 @@ def test_imports_run_downwards(copy):
         ("learning/train.py", "import drilldown.tracking.store"),
         ("learning/train.py", "import mlflow"),
         ("engine/dispatch.py", "from mlflow import MlflowClient"),
-        ("experiments/records.py", "from drilldown import workflow"),
+        ("experiments/records.py", "from drilldown import commands"),
         ("learning/train.py", "from drilldown import fit"),  # the package's own names are for users
         ("newcomer.py", ""),  # a module that no layer names
     ],

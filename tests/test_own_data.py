@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drilldown import __main__, steps, training, workflow
+from drilldown import __main__, steps, training
+from drilldown.commands import train as commands
 from drilldown.errors import DrilldownError
-from drilldown.experiments import schedule
+from drilldown.experiments import nested, schedule
 from drilldown.learning.recipe import Target
 from drilldown.tracking.tags import ours
 from tests.support.interruption import interrupted_after_an_epoch
@@ -144,9 +145,9 @@ def test_the_target_of_a_step_is_enough(command, store, folder, refused, monkeyp
     def train(tasks, *_, **__):
         raise DrilldownError(f"{len(tasks)} to train")
 
-    for module in (workflow, schedule):
+    for module in (commands, schedule):
         monkeypatch.setattr(module, "load_step", load_step)
-    monkeypatch.setattr(workflow.nested, "train", train)
+    monkeypatch.setattr(nested, "train", train)
     assert refused(command, "--dataset", folder) == f"{10 if command == 'repeat' else len(steps.STEP_NAMES)} to train"
 
 
@@ -179,13 +180,13 @@ def test_a_run_is_resumed_with_its_data(store, folder, arrays, run, refused, mon
 def test_data_that_changes_under_repeat_changes_nothing(store, arrays, run, monkeypatch, tmp_path):
     path = write_npz(tmp_path / "letters.npz", arrays)
     before = training.data.load(path).digest
-    open_nested = workflow.nested.runs.open_nested
+    open_nested = nested.runs.open_nested
 
     def change_and_open(*args):
         write_npz(path, {**arrays, "y_train": 9 - arrays["y_train"]})
         return open_nested(*args)
 
-    monkeypatch.setattr(workflow.nested.runs, "open_nested", change_and_open)
+    monkeypatch.setattr(nested.runs, "open_nested", change_and_open)
     run("repeat", "--seeds", 1, "--dataset", path, *SHORT)
     (trained,) = [found for found in store.search_runs(["0"]) if found.info.run_name == "step4 seed 0"]
     assert (trained.info.status, ours(trained.data.tags)["dataset.digest"]) == ("FINISHED", before)

@@ -17,7 +17,8 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from torch import Tensor, nn
 
-from drilldown import training, workflow
+from drilldown import training
+from drilldown.commands import tune as commands
 from drilldown.errors import ParameterError, TuneError
 from drilldown.experiments import nested, schedule
 from drilldown.experiments.nested import Outcome
@@ -101,7 +102,7 @@ def in_process(monkeypatch, store, digits):
             return ""
 
     monkeypatch.setattr(nested, "Worker", StandIn)
-    for module in (training, workflow, schedule):
+    for module in (training, commands, schedule):
         monkeypatch.setattr(module, "load_step", lambda name: STEP)
     without_test_images = replace(digits, test_images=Unreadable(), test_labels=Unreadable())
     monkeypatch.setattr(data, "load", lambda *given: without_test_images)
@@ -110,7 +111,7 @@ def in_process(monkeypatch, store, digits):
 
 def tune(validation=200, **given):
     options = TrainOptions(dataset="digits", threads=1, engine="torch")
-    workflow.tune_step("step4", 1, validation, options, TuneOptions(**given))
+    commands.tune_step("step4", 1, validation, options, TuneOptions(**given))
 
 
 def parents(store):
@@ -181,7 +182,7 @@ def test_a_search_its_confirmation_and_what_it_leaves(store, digits, in_process,
 def test_a_search_without_a_finished_trial_says_why(in_process, monkeypatch):
     recipe, network = replace(STEP.recipe, lr=1e30), partial(Network, normalize=False)
     step = replace(STEP, network=network, recipe=recipe, space={"momentum": SPACE["momentum"]})
-    for module in (training, workflow, schedule):
+    for module in (training, commands, schedule):
         monkeypatch.setattr(module, "load_step", lambda name: step)
     with pytest.raises(TuneError, match="^none of 2 trials has finished, the first because: training diverged"):
         tune(trials=2)

@@ -1,6 +1,6 @@
 """The command line: click commands, and errors as one line with an exit code.
 
-A command imports `drilldown.workflow`, and with it PyTorch and MLflow, only once its options are accepted.
+A command imports its module of `drilldown.commands`, and with it PyTorch and MLflow, once its options are accepted.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def training_command(name: str) -> click.Command:
     @training_options
     @option("resume", help="id of an unfinished run of this step, to resume it")
     def command(resume: str, **options: Any) -> None:
-        from drilldown import workflow
+        from drilldown.commands import train
 
-        workflow.train_step(name, TrainOptions(**options), resume)
+        train.train_step(name, TrainOptions(**options), resume)
 
     return command
 
@@ -72,9 +72,9 @@ for _name in STEP_NAMES:
 @cluster_options
 @training_options
 def train_all(reuse: bool, experiment: str, cluster: str, gpus: int, **options: Any) -> None:
-    from drilldown import workflow
+    from drilldown.commands import train
 
-    workflow.train_all(TrainOptions(**options), reuse, experiment, cluster, gpus)
+    train.train_all(TrainOptions(**options), reuse, experiment, cluster, gpus)
 
 
 @cli.command("repeat", help="Train a step with many seeds.")
@@ -102,9 +102,9 @@ def repeat(
     gpus: int,
     **options: Any,
 ) -> None:
-    from drilldown import workflow
+    from drilldown.commands import train
 
-    workflow.repeat_step(step, seeds, jobs, TrainOptions(**options), reuse, experiment, register, cluster, gpus)
+    train.repeat_step(step, seeds, jobs, TrainOptions(**options), reuse, experiment, register, cluster, gpus)
 
 
 @cli.command("tune", help="Search for a better recipe of a step, and confirm it over fresh seeds; registers nothing.")
@@ -150,10 +150,10 @@ def repeat(
 )
 @training_options
 def tune(step: str, jobs: int | None, validation: int | None, cluster: str, gpus: int, **options: Any) -> None:
-    from drilldown import workflow
+    from drilldown.commands import tune
 
     tune_options = TuneOptions(**{field.name: options.pop(field.name) for field in fields(TuneOptions)})
-    workflow.tune_step(step, jobs, validation, TrainOptions(**options), tune_options, cluster, gpus)
+    tune.tune_step(step, jobs, validation, TrainOptions(**options), tune_options, cluster, gpus)
 
 
 @cli.command("register", help="Register the model of a finished run that passed the gate.")
@@ -161,17 +161,17 @@ def tune(step: str, jobs: int | None, validation: int | None, cluster: str, gpus
 @option("dataset", type=DatasetType(), help="path of the run's data, if it has moved")
 @option("data_dir", help="folder that holds MNIST  [default: the user's cache folder]")
 def register(run: str, dataset: str, data_dir: str) -> None:
-    from drilldown import workflow
+    from drilldown.commands import champion
 
-    workflow.register(run, dataset, data_dir)
+    champion.register(run, dataset, data_dir)
 
 
 @cli.command("work", help="Train what standard input asks for; `repeat`, `tune` and `all` start it.", hidden=True)
 @option("dataset", help="file with the dataset")
 def work(dataset: str) -> None:
-    from drilldown import workflow
+    from drilldown.commands import train
 
-    workflow.work(dataset)
+    train.work(dataset)
 
 
 @cli.command("compare", help="Show the finished runs of the steps side by side.")
@@ -183,26 +183,26 @@ def work(dataset: str) -> None:
 )
 @experiment_option
 def compare(dataset: str, experiment: str) -> None:
-    from drilldown import workflow
+    from drilldown.commands import compare
 
-    workflow.compare_steps(dataset, experiment)
+    compare.compare_steps(dataset, experiment)
 
 
 @cli.command("status", help="Show champions and unfinished runs.")
 @option("model", default="all", help="the registered model")
 @experiment_option
 def status(model: str, experiment: str) -> None:
-    from drilldown import workflow
+    from drilldown.commands import store
 
-    workflow.show_status(model, experiment)
+    store.show_status(model, experiment)
 
 
 @cli.command("close", help="Close a run that is open though its machine is gone.")
 @option("run", required=True, help="id of the run; the open runs nested in it are closed, too")
 def close(run: str) -> None:
-    from drilldown import workflow
+    from drilldown.commands import store
 
-    workflow.close(run)
+    store.close(run)
 
 
 model_option = option("model", default=DEFAULT_MODEL, help="the registered model")
@@ -219,26 +219,26 @@ champion_options = combine(
 @option("force", default="false", type=click.BOOL, help="overrule the comparison with the champion, no other check")
 @champion_options
 def promote(version: str, force: bool, **given: str) -> None:
-    from drilldown import workflow
+    from drilldown.commands import champion
 
-    workflow.promote(version, force=force, **given)
+    champion.promote(version, force=force, **given)
 
 
 @cli.command("rollback", help="Make the previous champion the champion again.")
 @champion_options
 def roll_back(**given: str) -> None:
-    from drilldown import workflow
+    from drilldown.commands import champion
 
-    workflow.roll_back(**given)
+    champion.roll_back(**given)
 
 
 @cli.command("relocate", help="Tell the store that the folder with its files has moved.")
 @option("old", help="the folder before  [default: what is gone]")
 @option("new", help="the folder now  [default: where the same files lie beside the database]")
 def relocate(old: str, new: str) -> None:
-    from drilldown import workflow
+    from drilldown.commands import store
 
-    workflow.relocate(old, new)
+    store.relocate(old, new)
 
 
 @cli.command("predict", help="Classify image files.")
@@ -248,18 +248,18 @@ def relocate(old: str, new: str) -> None:
 @option("labels", help="CSV file with the columns file and label, or names: a file's name begins with its label")
 @option("recursive", default="false", type=click.BOOL, help="read the folders in the folder, too")
 def predict(images: str, model: str, several: bool, labels: str, recursive: bool) -> None:
-    from drilldown import workflow
+    from drilldown.commands import pictures
 
-    workflow.predict_images(images, model, several, labels, recursive)
+    pictures.predict_images(images, model, several, labels, recursive)
 
 
 @cli.command("serve", help="Serve the champion over HTTP, until Ctrl-C.")
 @model_option
 @option("port", default="5001", type=Number(whole=True, optional=False, low=1, high=65_535), help="port of the server")
 def serve(model: str, port: int) -> None:
-    from drilldown import workflow
+    from drilldown.commands import pictures
 
-    workflow.serve(model, port)
+    pictures.serve(model, port)
 
 
 @cli.command("draw", help="Serve a page to draw digits on, which the champion reads, until Ctrl-C.")
@@ -267,9 +267,9 @@ def serve(model: str, port: int) -> None:
 @option("host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one of this machine")
 @option("port", default="5004", type=Number(whole=True, optional=False, low=1, high=65_535), help="port of the page")
 def draw(model: str, host: str, port: int) -> None:
-    from drilldown import workflow
+    from drilldown.commands import pictures
 
-    workflow.draw(model, host, port)
+    pictures.draw(model, host, port)
 
 
 @cli.command("record", help="Write results/STEP.json from finished runs.")
@@ -278,9 +278,9 @@ def draw(model: str, host: str, port: int) -> None:
 @option("force", default="false", type=click.BOOL, help="overwrite even a record that has more seeds or another recipe")
 @experiment_option
 def record(step: str, epochs: int | None, force: bool, experiment: str) -> None:
-    from drilldown import workflow
+    from drilldown.commands import compare
 
-    workflow.record_results(step, epochs, force, experiment)
+    compare.record_results(step, epochs, force, experiment)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,7 +14,7 @@ import mlflow
 import psutil
 import pytest
 
-from drilldown import workflow
+from drilldown.commands.train import repeat_step
 from drilldown.errors import ClusterError, ParameterError
 from drilldown.experiments import cluster, remote
 from drilldown.tracking import store as stores
@@ -34,7 +34,7 @@ def test_a_store_of_this_machine_is_refused(store):
 
 def test_gpus_are_for_a_cluster(store):
     with pytest.raises(ParameterError, match="gpus is 1: it takes a cluster"):
-        workflow.repeat_step.__wrapped__("step4", 2, None, None, True, "", None, gpus=1)
+        repeat_step.__wrapped__("step4", 2, None, None, True, "", None, gpus=1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What each command does; `cli` has checked its options before."""
