@@ -28,7 +28,8 @@ from drilldown.registry.champion import dataset_of, missing_permission, model_na
 from drilldown.registry.verify import Verifier
 from drilldown.reporting import gate, report
 from drilldown.steps import ROOT, Step, load_step
-from drilldown.tracking import invocation, provenance, runs, store
+from drilldown.tracking import attempts, invocation, provenance, runs, store
+from drilldown.tracking.resume import check_fingerprint, checkpoints, resume_options
 
 KEEP_EPOCHS = 3  # on a cluster, between two states that are kept in the store
 IMAGES = ROOT / "docs" / "digits"  # to try a model on
@@ -80,7 +81,7 @@ def train_task(task: Task, dataset: data.Dataset) -> None:
     if task.on_cluster:
         if runs.is_finished(task.run_id):
             return  # its worker was lost before it could say so
-        attempt = runs.begin_attempt(task.run_id)
+        attempt = attempts.begin(task.run_id)
     train_run(task.step, task.options, run_id=task.run_id, dataset=dataset, register=task.register, attempt=attempt)
 
 
@@ -109,7 +110,7 @@ def train_run(
     step = load_step(name)
     if resume:
         assert run_id
-        options = runs.resume_options(run_id, name, options)
+        options = resume_options(run_id, name, options)
     recipe = options.recipe(step.recipe)
     device = train.prepare(options.seed, options.device, options.threads)
     network = step.network(**options.network_fields)
@@ -121,8 +122,8 @@ def train_run(
             dataset = dataset or load_dataset(options)
             tags["dataset.location"] = dataset.location  # it may have moved since
             fingerprint = find_fingerprint(step, options, dataset, device, acceleration.engine)
-            runs.check_fingerprint(run_id, fingerprint)
-            folder = runs.checkpoints(mlflow.get_run(run_id))
+            check_fingerprint(run_id, fingerprint)
+            folder = checkpoints(mlflow.get_run(run_id))
             tags["checkpoints"] = str(folder.parent.absolute())
             stack.enter_context(checkpoint.lock(folder, fresh=False))
         run_id = stack.enter_context(runs.run(run_name(name, options.seed, options.trial), tags, run_id, resume=resume))
@@ -149,7 +150,7 @@ def train_run(
             logged = _restore(state, folder, run_id, dataset.split)
         elif attempt > 1:
             logged = _take_over(state, folder, run_id, dataset.split)
-        if not (resume or (attempt > 1 and runs.has_started())):
+        if not (resume or (attempt > 1 and attempts.has_started())):
             runs.log_start(fingerprint, state, recipe, goal, dataset, options, acceleration.engine)
         if register:
             warn_of_missing_permission(dataset)
@@ -162,7 +163,7 @@ def train_run(
             if row.epoch not in logged:  # after a damaged state, an epoch that was logged is trained again
                 runs.log_epoch(row, dataset.split)
             if attempt and options.trial is None and row.epoch % KEEP_EPOCHS == 0 and row.epoch < recipe.epochs:
-                runs.keep_state(max(folder.glob("epoch-*.pt")))
+                attempts.keep_state(max(folder.glob("epoch-*.pt")))
             tqdm.write(report.epoch_line(row, recipe.epochs, dataset.split))
             can_pass = register and gate.can_pass(state.accuracies, dataset.split, goal)
             if row.epoch == recipe.epochs - 1 and can_pass:
@@ -173,7 +174,7 @@ def train_run(
         else:
             _finish(step, options.seed, run_id, state, dataset, goal, verifier, register)
             if attempt:
-                runs.drop_states(run_id)
+                attempts.drop_states(run_id)
     checkpoint.clear(folder)
 
 
@@ -259,7 +260,7 @@ def _take_over(state: train.TrainState, folder: Path, run_id: str, split: str) -
     Without such a state the training begins again.
     """
     if not checkpoint.exists(folder):
-        runs.fetch_states(run_id, folder)
+        attempts.fetch_states(run_id, folder)
     try:
         logged = _restore(state, folder, run_id, split)
         runs.set_tags({"attempt.after_epoch": str(len(state.history))})

@@ -23,7 +23,7 @@ from drilldown.errors import ClusterError, ParameterError
 from drilldown.experiments import remote
 from drilldown.experiments.worker import Report, settings
 from drilldown.messages import one_line, printable, without_password
-from drilldown.tracking.runs import LOST
+from drilldown.tracking.attempts import LOST
 
 if TYPE_CHECKING:
     from distributed import Client, Future

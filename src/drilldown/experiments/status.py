@@ -14,6 +14,7 @@ from drilldown.learning import checkpoint
 from drilldown.registry.champion import Change, champion_history, versions
 from drilldown.reporting.report import columns
 from drilldown.tracking import invocation, lease, runs, search, store
+from drilldown.tracking.resume import checkpoints
 from drilldown.tracking.tags import ours
 
 MAX_VERSIONS = 10  # of a model: the newest, and those with an alias
@@ -33,7 +34,7 @@ def overview(model: str, experiments: Mapping[str, str]) -> str:
         return f"{where}: {nothing_yet()}"
     unfinished = search.unfinished_runs(experiments)
     in_progress = [run for run in unfinished if run.info.status == "RUNNING" and not store.is_abandoned(run, keep=True)]
-    stopped = (run for run in unfinished if run not in in_progress and checkpoint.exists(runs.checkpoints(run)))
+    stopped = (run for run in unfinished if run not in in_progress and checkpoint.exists(checkpoints(run)))
     parts = [part for found in models for part in _model(found)]
     parts = parts or ["no registered model yet: a run that passes the gate registers one"]
     parts.append(_table(f"runs in progress in {where}", map(_progress, in_progress)))

@@ -5,25 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
 import torch
-from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import ModelInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from drilldown import hardware, process
-from drilldown.choices import DATASETS
-from drilldown.errors import DataError, NestedError, ParameterError, StoreError
+from drilldown.errors import DataError, StoreError
 from drilldown.learning.calibration import Calibration, calibrate
 from drilldown.learning.data import Dataset
 from drilldown.learning.evaluate import Evaluation
@@ -44,10 +39,6 @@ if TYPE_CHECKING:
 
 MAX_TAG = 5_000  # characters; MLflow cuts longer ones off, or its database refuses them
 MAX_MISTAKES = 40  # images on mistakes.png
-STATES = "states"  # the folder of the artifacts with saved training states
-MAX_ATTEMPTS = 2  # to train a run on a cluster
-LOST = f"its worker was lost {MAX_ATTEMPTS} times"
-LOST_SECONDS = 15  # in which the process of a lost worker ends
 
 
 @contextlib.contextmanager
@@ -216,117 +207,6 @@ def logged_epochs(run_id: str) -> set[int]:
 def is_finished(run_id: str) -> bool:
     """Whether the run has ended well."""
     return bool(mlflow.get_run(run_id).info.status == "FINISHED")
-
-
-def begin_attempt(run_id: str) -> int:
-    """Count an attempt to train the run on a cluster; of all attempts but the first, the worker before was lost.
-
-    That worker's process may still live: it is given the time to see that it is alone, and to close the run.
-    Raises: NestedError when there were too many.
-    """
-    client = mlflow.MlflowClient()
-    attempt = int(ours(client.get_run(run_id).data.tags).get("attempt", 0)) + 1
-    if attempt > MAX_ATTEMPTS:
-        raise NestedError(LOST)
-    client.set_tag(run_id, f"{PREFIX}attempt", str(attempt))
-    end = time.monotonic() + LOST_SECONDS
-    while attempt > 1 and time.monotonic() < end:
-        run = client.get_run(run_id)
-        lock = ours(run.data.tags).get("process")
-        if run.info.status not in store.OPEN or not lock or process.is_gone(lock, keep=True):
-            break
-        time.sleep(0.5)
-    return attempt
-
-
-def has_started() -> bool:
-    """Whether `log_start` was done for the active run, by an earlier attempt."""
-    active = mlflow.active_run()
-    assert active is not None
-    return "parameters" in mlflow.get_run(active.info.run_id).data.metrics
-
-
-def keep_state(file: Path) -> None:
-    """Keep a saved training state in the store, for another machine."""
-    mlflow.log_artifact(str(file), STATES)
-
-
-def fetch_states(run_id: str, folder: Path) -> None:
-    """Get the saved training states of the run from the store, if it has any."""
-    client = mlflow.MlflowClient()
-    for kept in client.list_artifacts(run_id, STATES):
-        with tempfile.TemporaryDirectory() as download:
-            file = client.download_artifacts(run_id, kept.path, download)
-            shutil.move(file, folder / Path(file).name)
-
-
-def drop_states(run_id: str) -> None:
-    """Remove the saved training states from the store; those that cannot be removed stay."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    with contextlib.suppress(Exception):  # whatever the store of the artifacts raises
-        if mlflow.MlflowClient().list_artifacts(run_id, STATES):
-            get_artifact_repository(mlflow.get_run(run_id).info.artifact_uri).delete_artifacts(STATES)
-
-
-def resume_options(run_id: str, step: str, given: TrainOptions) -> TrainOptions:
-    """The options that an unfinished run of the step was started with.
-
-    Raises: ParameterError when there is nothing to resume, or when the user's options disagree with the run's.
-    """
-    refusal = f"resume is {run_id!r}: it takes the id of an unfinished run of {step}, and "
-    found = store.find_run(run_id, refusal)
-    tags = ours(found.data.tags)
-    if tags.get("step") != step:
-        raise ParameterError(f"{refusal}that is a run of {tags.get('step', 'no step')}")
-    if found.info.status == "FINISHED":
-        raise ParameterError(f"{refusal}that run is finished")
-    lock = tags.get("process")
-    # A run of a dead process of this machine would have been closed already.
-    is_alive = lock and lock != process.liveness_lock() and not process.is_elsewhere(lock)
-    if found.info.status == "RUNNING" and is_alive:
-        raise ParameterError(f"{refusal}that run is being trained by another process")
-    params = found.data.params
-    try:
-        stored = {
-            "seed": int(params["run.seed"]),
-            "dataset": tags.get("dataset.location", params["run.dataset"]),
-            "validation": int(params["run.validation"]),
-            "device": params["run.device"],
-            "threads": int(params["run.threads"]),
-            "engine": params["run.engine"],
-            "epochs": int(params["recipe.epochs"]),
-            "batch_size": int(params["recipe.batch_size"]),
-            "lr": float(params["recipe.lr"]),
-            "target": float(params["target.accuracy"]),
-        }
-    except KeyError as missing:
-        raise ParameterError(f"{refusal}that run ended before it had logged {missing}") from None
-    if given.dataset not in DATASETS:
-        stored["dataset"] = given.dataset  # it may lie elsewhere now: `check_fingerprint` compares the digest
-    defaults = TrainOptions()
-    for name, value in stored.items():
-        if getattr(given, name) not in (getattr(defaults, name), value):
-            raise ParameterError(f"{name} is {getattr(given, name)!r}: the run that is resumed has {value!r}")
-    return replace(given, **stored)  # type: ignore[arg-type]
-
-
-def checkpoints(run: Run) -> Path:
-    """The folder with the training states of a run: where they are written now, or else where they were written."""
-    written = ours(run.data.tags).get("checkpoints")
-    now, *others = [store.checkpoints() / run.info.run_id, *([Path(written) / run.info.run_id] if written else [])]
-    return next((folder for folder in (now, *others) if folder.is_dir()), now)
-
-
-def check_fingerprint(run_id: str, fingerprint: Mapping[str, str]) -> None:
-    """Raise ParameterError unless the run was started with this fingerprint."""
-    tags = ours(mlflow.get_run(run_id).data.tags)
-    for name, value in fingerprint.items():
-        if tags.get(name) != value:
-            raise ParameterError(
-                f"resume is {run_id!r}: it takes a run of the same code, recipe, data and versions, and that run's "
-                f"{name} is {tags.get(name)}, now it is {value}"
-            )
 
 
 def check_dataset(run_id: str, dataset: Dataset) -> None:
