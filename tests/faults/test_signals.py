@@ -155,7 +155,7 @@ def test_killed_repetition_ends_its_seeds(project):
 @pytest.mark.fault(
     "unfinished database",
     "SIGKILL while MLflow creates its tables",
-    "the next command creates it again",
+    "the next training creates it again",
 )
 def test_unfinished_database_is_created_again(tmp_path):
     project = Project(tmp_path)
@@ -167,8 +167,11 @@ def test_unfinished_database_is_created_again(tmp_path):
     process.wait()
     assert not database.is_complete(file, settle_seconds=0)
     done = project.command(sys.executable, "-m", "drilldown", "compare", "--dataset", "digits")
-    assert "the store has no finished run to compare" in done.stderr
-    assert [run.info.run_name for run in project.runs()] == ["compare"]
+    assert "there is no store; a training makes one" in done.stderr
+    done = project.command(sys.executable, "-m", "drilldown", "step4", "--dataset", "digits", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert [(run.info.run_name, run.info.status) for run in project.runs()] == [("step4 seed 0", "FINISHED")]
+    assert file.with_name("mlflow.db.unfinished").exists()
 
 
 @pytest.fixture

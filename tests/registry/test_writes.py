@@ -89,6 +89,7 @@ def test_a_promotion_that_fails_at_any_write(store, new_model, digits, monkeypat
             check_statements(store, model)
             assert registry.promote(model, wanted, digits, why="again", force=force).champion
             check_statements(store, model)
+            assert ours(get_champion(model).tags)["promotion.promoted"] == "True"
         else:
             break
     record_property("times", number)

@@ -18,6 +18,7 @@ from drilldown.errors import ChampionError, ParameterError, RegistryError
 from drilldown.learning.data import Dataset
 from drilldown.registry import description, integrity, promotion
 from drilldown.registry.champion import (
+    champion_history,
     check_why,
     dataset_of,
     find_model,
@@ -169,6 +170,7 @@ def promote(
             champion = get_champion(name)
             if champion and champion.version == challenger.version:
                 verify([challenger], dataset, verifier)
+                _complete(challenger)
                 return Registration(name, version, True, "it is the champion already")
             comparison = _compare(challenger, champion, dataset, verifier, verified)
             with permitted(name), champion_lock(name) as lease:  # two challengers must not both beat the same champion
@@ -254,6 +256,16 @@ def _withdraw(client: MlflowClient, version: ModelVersion) -> None:
         _tag_version(client, version.name, str(version.version), packed("promotion", {}))
     if version.description:
         client.update_model_version(version.name, version.version, "")
+
+
+def _complete(champion: ModelVersion) -> None:
+    """Say on a champion that it was promoted, and why, if its promotion was stopped before that was written."""
+    name, version = champion.name, str(champion.version)
+    change = next(reversed(champion_history(name)), None)  # another one, if it became champion in MLflow's UI
+    if change and change.after == version and "promotion.promoted" not in ours(champion.tags):
+        result = {"promotion.promoted": True, "promotion.reason": change.why}
+        with permitted(name):
+            _tag_version(MlflowClient(), name, version, packed("promotion", result))
 
 
 def roll_back(name: str, dataset: Dataset, *, why: str, verifier: Verifier | None = None) -> Registration:
