@@ -32,6 +32,7 @@ def test_imports_run_downwards(copy):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "line"),
     [

@@ -153,12 +153,14 @@ def test_without_a_store_none_is_made(store, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer(store):
     mlflow.set_tracking_uri(NOWHERE)
     with pytest.raises(StoreError, match=f"^MLFLOW_TRACKING_URI is '{NOWHERE}': the store there does not answer"):
         drilldown.load_champion()
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_away(store, monkeypatch):
     monkeypatch.setattr(drilldown.library.store, "connect_to_read", lambda: None)
     mlflow.set_tracking_uri(NOWHERE)

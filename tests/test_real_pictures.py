@@ -27,6 +27,7 @@ def made(kind: pictures.Kind, image: np.ndarray, seed: int) -> bytes:
     return pictures.picture(kind, [pictures.center_line(kind.strokes, image, 4, generator)], generator)
 
 
+@pytest.mark.slow
 def test_made_pictures_are_seeded_and_have_the_size_of_their_kind(digits):
     image = digits.test_images[0].numpy()
     for kind in real.KINDS[:: len(real.KINDS) // 24]:
@@ -76,6 +77,7 @@ def test_a_folder_is_measured_by_kind_and_writer(tmp_path):
         real.measure_folder(Reader(SumModel()), tmp_path / "empty")
 
 
+@pytest.mark.slow
 def test_what_is_not_one_digit_is_measured(digits):
     found = real.measure_others(Reader(SumModel()), digits.test_images.numpy(), digits.test_labels.numpy(), 3, seed=0)
     assert {kind: list(values) for kind, values in found.items()} == {

@@ -179,6 +179,7 @@ def test_a_search_its_confirmation_and_what_it_leaves(store, digits, in_process,
     assert len(store.search_runs(["0"])) == len(runs) + 1
 
 
+@pytest.mark.slow
 def test_a_search_without_a_finished_trial_says_why(in_process, monkeypatch):
     recipe, network = replace(STEP.recipe, lr=1e30), partial(Network, normalize=False)
     step = replace(STEP, network=network, recipe=recipe, space={"momentum": SPACE["momentum"]})

@@ -119,6 +119,7 @@ print(accelerate(Network()).engine, "numba" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_choosing_the_engine_does_not_import_numba():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     done = subprocess.run([sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True, check=True)
@@ -286,6 +287,7 @@ def assert_same_bits(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_one_acceleration_computes_what_one_for_each_epoch_does(step, digits):
     def train(outer, inner):

@@ -52,6 +52,7 @@ def run_python(code, **variables):
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
 
 
+@pytest.mark.slow
 def test_every_kernel_is_loaded():
     load_kernels(torch.float64)
     for name in KERNELS:

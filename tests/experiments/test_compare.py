@@ -67,6 +67,7 @@ def test_runs_with_the_recipe_of_the_step_are_preferred(store):
     assert accuracies(collect("step2", lr=0.01, epochs=3)) == {0: [1.0]}  # no run has this recipe
 
 
+@pytest.mark.slow
 def test_runs_of_version_0_1_are_compared(store):
     recipe = {"epochs": 2, "schedule": "one-cycle", "warmup_fraction": 0.3, "ema_epochs": 0.5, "translate": 0.02}
     finished_run("step2", 0, [90.0, 91.0], version_0_1=True, gate="passed", **recipe)
@@ -181,6 +182,7 @@ class Page(HTMLParser):
             self.cells.append(data)
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_other_file(entries):
     rows = compare.rows(entries, "mnist")
     rows[0]["step"] = "<script>step1</script>"
@@ -236,6 +238,7 @@ def test_the_page_shows_every_column_at_every_width(entries, tmp_path):
         assert min(width, 800) - 40 < seen["picture"] <= width
 
 
+@pytest.mark.slow
 def test_the_page_says_what_it_shows_and_fits_a_phone(entries):
     page = compare.page(compare.rows(entries, "mnist"), [], compare.figure(entries, CAPTION), CAPTION)
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
@@ -261,6 +264,7 @@ def test_the_notes_name_missing_and_left_out_runs(entries, store):
     )
 
 
+@pytest.mark.slow
 def test_the_comparison_is_logged(entries, store):
     rows, notes, figure = compare.rows(entries, "mnist"), ["a note"], compare.figure(entries, CAPTION)
     with runs.run("compare", {}) as run_id:

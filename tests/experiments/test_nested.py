@@ -43,6 +43,7 @@ def test_the_error_of_several_failures_names_the_first():
         nested.check([good, *failed])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version_0_1", [False, True])
 def test_the_outcome_of_a_finished_run(store, version_0_1):
     run_id = finished_run("step4", 3, [99.0, 99.5], gate="passed", version_0_1=version_0_1)

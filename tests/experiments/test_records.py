@@ -61,6 +61,7 @@ def test_a_short_run_never_takes_the_name_of_a_full_one(store, folder):
     assert records.read("step2") is None
 
 
+@pytest.mark.slow
 def test_fewer_seeds_or_another_recipe_do_not_replace_a_record_unless_forced(store, folder):
     finished_run("step2", 0, [98.0, 98.5])
     finished_run("step2", 1, [98.0, 98.5])
@@ -78,6 +79,7 @@ def test_fewer_seeds_or_another_recipe_do_not_replace_a_record_unless_forced(sto
     assert seeds(file) == [0]
 
 
+@pytest.mark.slow
 def test_runs_of_other_code_or_with_another_recipe_are_left_out(store, folder):
     finished_run("step2", 0, [98.0], code="b")
     finished_run("step2", 1, [98.0], code="b")

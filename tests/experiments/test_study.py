@@ -146,6 +146,7 @@ def test_a_trial_that_the_space_should_not_allow_fails_alone(search):
     assert "ZeroDivisionError" in found.facts(found.study.trials[0])["error"]
 
 
+@pytest.mark.slow
 def test_trials_of_a_killed_command_are_settled_what_it_could_not_tell_of_is_told_and_the_rest_is_asked_again(
     search, train, store
 ):
@@ -179,6 +180,7 @@ def test_a_trial_that_nobody_is_named_for_is_lost_after_a_while(search, monkeypa
     assert state(found) == {0: "FAIL", 1: "WAITING"}
 
 
+@pytest.mark.slow
 def test_a_command_that_goes_on_draws_other_numbers_and_a_first_one_always_the_same(search):
     def drawn(found, count):
         return [ask(found).params["lr"] for _ in range(count)]
@@ -189,6 +191,7 @@ def test_a_command_that_goes_on_draws_other_numbers_and_a_first_one_always_the_s
     assert not set(drawn(search(trials=99), 3)) & set(ours_)
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_share_a_study_and_ask_for_no_trial_twice(search, train):
     searches = []
     at_once(*[lambda: searches.append(search(trials=9))] * 2)
@@ -216,6 +219,7 @@ def test_other_code_begins_a_study_of_its_own_and_says_in_what_the_earlier_one_d
     assert older.study.study_name.startswith("step4-digits-")
 
 
+@pytest.mark.slow
 def test_a_pruner_asks_a_trial_that_is_behind_to_stop_but_never_the_step_itself(search, train, store):
     found = search(trials=9, pruner="median", epochs=9)
 

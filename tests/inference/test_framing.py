@@ -106,6 +106,7 @@ def test_a_small_digit_in_a_large_picture_is_looked_at_closer():
     assert likeness(reference, to_frame(on(page, small))) > 0.95
 
 
+@pytest.mark.slow
 @given(
     place=st.tuples(st.integers(60, 240), st.integers(75, 165)),
     zoom=st.floats(0.6, 1),
@@ -120,6 +121,7 @@ def test_place_scale_strength_and_polarity_leave_the_frame_as_it_is(place, zoom,
     assert likeness(to_frame(on(PLAIN, drawn())), to_frame(picture)) > 0.93
 
 
+@pytest.mark.slow
 @pytest.mark.mnist
 def test_mnist_images_stay_as_they_are(mnist):
     images = mnist.test_images[:500].numpy()

@@ -22,6 +22,7 @@ def answers(trained, images):
         return trained.eval_model.eval()(images).numpy()  # in training mode, it would learn statistics
 
 
+@pytest.mark.slow
 def test_the_test_images_decide_nothing_and_random_numbers_stay(trained, digits, fitted):
     state = torch.get_rng_state()
     other = dataclasses.replace(digits, test_images=digits.test_images[:0], test_labels=digits.test_labels[:0])

@@ -31,6 +31,7 @@ def without_times(history):
     return [dataclasses.replace(metrics, epoch_seconds=0, images_per_second=0) for metrics in history]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "numba"])
 @pytest.mark.parametrize("epoch", [1, 3, 4])
 def test_it_resumes_bit_for_bit(epoch, engine, digits, tmp_path):
@@ -52,6 +53,7 @@ def test_the_last_two_are_kept(digits, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["epoch-0003.pt", "epoch-0004.pt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped at its start", "flipped", "flipped at its end", "cut", "empty"])
 def test_the_state_before_takes_the_place_of_a_damaged_one(damage, digits, tmp_path):
     train_until(3, digits, tmp_path)

@@ -55,6 +55,7 @@ def test_several_batches_against_scikit_learn(digits, trained):
     assert (evaluation.confusion() == confusion_matrix(labels, evaluation.predictions)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [None, "torch", "numba"])
 @pytest.mark.parametrize("step", ["step2", "step3", "step4"])
 def test_probabilities_are_those_of_the_classifier_itself(digits, step, engine):

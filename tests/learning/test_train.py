@@ -36,6 +36,7 @@ def test_it_learns(engine, digits):
     assert history[-1].train_loss < history[0].train_loss / 5
 
 
+@pytest.mark.slow
 @both_engines
 def test_the_metrics_are_those_of_an_evaluation_afterwards(engine, digits):
     state = train_small(digits, engine=engine)

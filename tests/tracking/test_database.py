@@ -8,6 +8,7 @@ import pytest
 from drilldown.tracking import database
 
 
+@pytest.mark.slow
 def test_a_database_is_created_once(tmp_path):
     file = tmp_path / "mlflow.db"
     database.ensure(file)
@@ -17,6 +18,7 @@ def test_a_database_is_created_once(tmp_path):
     assert file.stat() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["my experiment", "Default"])
 def test_the_experiment_of_the_environment_is_created_with_it(tmp_path, monkeypatch, name):
     """Several `mlflow run` at once would each try to create it, and all but one would fail."""
@@ -39,6 +41,7 @@ def test_a_database_with_rows_is_left_alone_whoever_created_it(tmp_path):
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_unfinished_database_is_set_aside(tmp_path, monkeypatch):
     monkeypatch.setattr(database.is_complete, "__defaults__", (0,))
     file = tmp_path / "mlflow.db"

@@ -55,6 +55,7 @@ def test_one_that_is_held_is_waited_for_with_one_line(store, capsys):
     )
 
 
+@pytest.mark.slow
 def test_one_that_has_expired_is_taken_over(store, expires_soon):
     leave(store, 7)
     began = time.monotonic()
@@ -64,6 +65,7 @@ def test_one_that_has_expired_is_taken_over(store, expires_soon):
     assert locks(store) == []
 
 
+@pytest.mark.slow
 def test_one_of_another_user_that_has_expired_may_stay(store, expires_soon, monkeypatch):
     leave(store, 7)
     time.sleep(2)
@@ -109,6 +111,7 @@ def test_a_holder_that_took_too_long_changes_nothing(store, expires_soon):
             held.confirm()
 
 
+@pytest.mark.slow
 def test_only_one_of_many_holds_it(store):
     inside, most, turns = 0, 0, 0
     guard = threading.Lock()

@@ -66,6 +66,7 @@ def test_a_project_that_has_moved(moved, capsys, digits):
     assert done.reason == "it is the champion already"
 
 
+@pytest.mark.slow
 def test_what_relocate_refuses(moved):
     old, new = moved
     with pytest.raises(ParameterError, match=r"new is '.*nowhere': none of the store's files is there"):

@@ -51,6 +51,7 @@ def test_it_answers_on_the_cpu_where_there_is_a_cuda_device(saved, with_cuda, di
     assert [str(warning.message) for warning in recwarn] == []
 
 
+@pytest.mark.slow
 def test_a_model_of_earlier_versions_loads_there_only_with_a_device(store, with_cuda, trained, digits, answers):
     with mlflow.start_run():
         uri = log_as_before(trained.eval_model, digits, "model").model_uri

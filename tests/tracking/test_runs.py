@@ -119,6 +119,7 @@ def test_a_whole_run(store, trained, digits, tracked):
     assert set(kept) == {"input", "predictions.digest", "calibration"}
 
 
+@pytest.mark.slow
 def test_every_figure_says_what_it_shows_and_of_which_run(store, trained, digits, monkeypatch):
     logged = {}
     monkeypatch.setattr(runs.mlflow, "log_figure", lambda figure, name: logged.update({name: figure.texts}))
@@ -137,6 +138,7 @@ def test_every_figure_says_what_it_shows_and_of_which_run(store, trained, digits
     assert {texts[1].get_text() for texts in logged.values()} == {details}
 
 
+@pytest.mark.slow
 def test_a_figure_of_the_validation_slice_never_has_a_test_figures_name(store, trained, digits, monkeypatch):
     held = digits.hold_out(100)
     logged = {}
