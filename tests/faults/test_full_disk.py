@@ -188,7 +188,8 @@ def test_no_space_to_create_the_database(kilobytes, tmp_path, store, monkeypatch
     "at each kind of write while a training is logged and registered",
     "a clear error; nothing half-registered; with free space the store opens and the run is resumed",
 )
-def test_no_space_while_logging_and_registering(small_store, tmp_path, capsys, record_property):
+def test_no_space_while_logging_and_registering(small_store, tmp_path, capsys, monkeypatch, record_property):
+    monkeypatch.setenv("DRILLDOWN_CHECKPOINTS", str(tmp_path / "checkpoints"))  # beside the database there is no space
     folder = tmp_path / "disk"
     moments = [
         ("create_run", 1),
@@ -212,6 +213,7 @@ def test_no_space_while_logging_and_registering(small_store, tmp_path, capsys, r
         assert "FINISHED" not in {status for _, status in run_status(small_store)}
         assert_nothing_half_registered(small_store)
     main(arguments)
+    assert "resumes after epoch 5" in capsys.readouterr().out
     assert_registered(small_store)
     record_property("times", len(moments))
 

@@ -12,6 +12,7 @@ import pytest
 
 from drilldown import process
 from drilldown.tracking import database
+from drilldown.tracking.store import TAKEOVER_SECONDS
 from drilldown.tracking.tags import ours
 from tests.support.programs import wait_until
 from tests.support.project import Project
@@ -50,6 +51,7 @@ def processes_of(project):
 def assert_clean(project):
     """No process is left and, after the next command, no open run; the store opens, and the registry is consistent."""
     wait_until(lambda: not processes_of(project), seconds=60, for_what="the end of all processes")
+    time.sleep(TAKEOVER_SECONDS)  # `mlflow run` may have opened a run whose process never began
     project.command(sys.executable, "-m", "drilldown", "compare", "--dataset", "digits")
     assert "RUNNING" not in [run.info.status for run in project.runs()]
     client = project.client()

@@ -28,6 +28,7 @@ class FaultTable:
     def __init__(self, config):
         self.tries = config.getoption("--tries")
         self.writes = config.getoption("--write-table") and not hasattr(config, "workerinput")
+        self.is_partial = config.getoption("keyword") or config.args_source != config.ArgsSource.TESTPATHS
         self.counts = Counter()
 
     def pytest_generate_tests(self, metafunc):
@@ -55,12 +56,17 @@ class FaultTable:
 
     def pytest_sessionfinish(self, exitstatus):
         if self.writes and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            rows = sorted({row for row, _ in self.counts})
-            lines = [
-                f"| {' | '.join(row)} | {self.counts[row, 'tried']} | {self.counts[row, 'held']} |" for row in rows
-            ]
             import torch
 
-            before = TABLE.read_text().partition(MARK)[0]
+            before, _, table = TABLE.read_text().partition(MARK)
+            rows = self.earlier_rows(table) if self.is_partial else {}
+            rows |= {row: (self.counts[row, "tried"], self.counts[row, "held"]) for row, _ in self.counts}
+            lines = [f"| {' | '.join(map(str, (*row, *rows[row])))} |\n" for row in sorted(rows)]
             measured = f"Measured on {processor_name(torch.device('cpu'))}.\n\n"
-            TABLE.write_text(f"{before}{MARK}\n\n{measured}{HEAD}" + "\n".join(lines) + "\n")
+            TABLE.write_text(f"{before}{MARK}\n\n{measured}{HEAD}{''.join(lines)}")
+
+    @staticmethod
+    def earlier_rows(table):
+        """The rows of an earlier run: a run of some of the tests replaces theirs only."""
+        lines = (line.strip("| ").split(" | ") for line in table.partition(HEAD)[2].splitlines())
+        return {(fault, injected, promised): counts for fault, injected, promised, *counts in lines}
