@@ -29,6 +29,7 @@ SEARCH_SIDE = 256  # long side of the picture in which the digit is searched, in
 CLOSE_SIDE = 64  # a digit smaller than this in that picture is searched again, in a larger picture of its place
 
 KERNELS = (2, 4)  # the background is flattened by kernels of the short side divided by these
+FINE_KERNELS = (8,)  # in a second look, where the first finds only what runs along the border
 MAJORITY = 0.55  # share of the pixels that must be lighter, or darker, to overrule the border
 NOISE_LEVELS = 4.0  # ink is stronger than the noise times this
 LOW_SHARES = (0.5, 0.75, 1.0, 1.3)  # of Otsu's threshold: the lower thresholds of hysteresis, in turn
@@ -172,12 +173,12 @@ def find_writing(picture: "Image.Image") -> Writing:
     return look_closer(gray, search_page(gray))
 
 
-def search_page(gray: "Image.Image") -> Writing:
+def search_page(gray: "Image.Image", kernels: Sequence[int] = KERNELS) -> Writing:
     """Find the ink on a page, and the digit in it, in a picture of at most SEARCH_SIDE.
 
     Raises: PredictError when the page has one color only.
     """
-    if (found := search(shrink(gray))) is None:
+    if (found := search(shrink(gray), kernels)) is None:
         raise PredictError("nothing is written here: it is of one colour")
     return found
 
@@ -237,13 +238,13 @@ def shrink(gray: "Image.Image") -> np.ndarray:
     return np.asarray(gray, np.float32)
 
 
-def search(page: np.ndarray) -> Writing | None:
+def search(page: np.ndarray, kernels: Sequence[int] = KERNELS) -> Writing | None:
     """Find the digit on a page, float32 (H, W); None where all pixels are equal.
 
     Several kinds of background are tried until one leaves something that looks like a digit.
     """
     best: Writing | None = None
-    for ink in inks(page):
+    for ink in inks(page, kernels):
         found = find_digit(ink)
         if found and (best is None or found.trust > best.trust + 0.05):
             best = found
@@ -252,21 +253,24 @@ def search(page: np.ndarray) -> Writing | None:
     return best
 
 
-def inks(page: np.ndarray) -> Iterator[np.ndarray]:
+def inks(page: np.ndarray, kernels: Sequence[int]) -> Iterator[np.ndarray]:
     """What may be ink on the page, float32 (H, W), the most probable first.
 
     Dark or light is decided by most of the pixels, or where they are divided, by the border.
     """
     low, high = page.min(), page.max()
-    edge = np.median(_border(page))
+    edge = np.median(border(page))
     by_border = 1 if edge - low < high - edge else -1  # light ink: 1; dark ink: -1
     darker, lighter = np.percentile(page[::2, ::2], (100 * (1 - MAJORITY), 100 * MAJORITY))
     by_majority = -1 if darker > (low + high) / 2 else 1 if lighter < (low + high) / 2 else by_border
     for sign in dict.fromkeys((by_majority, by_border)):
-        yield flatten(sign * page, KERNELS[0])
-    yield flatten(by_majority * page, KERNELS[1])
+        yield flatten(sign * page, kernels[0])
+        if kernels == FINE_KERNELS:
+            return
+    for kernel in kernels[1:]:
+        yield flatten(by_majority * page, kernel)
     if by_majority == by_border:
-        yield flatten(-by_border * page, KERNELS[0])
+        yield flatten(-by_border * page, kernels[0])
     yield np.clip(by_border * (page - edge), 0, None)
     yield np.clip(-by_border * (page - edge), 0, None)
 
@@ -292,9 +296,9 @@ def find_digit(ink: np.ndarray) -> Writing | None:
 
     A digit touches no border. As long as the strongest ink does, the search goes on without it, in fainter ink.
     """
-    from scipy.ndimage import binary_dilation, uniform_filter
+    from scipy.ndimage import binary_dilation
 
-    smooth = uniform_filter(ink, 3) if min(ink.shape) > 64 else ink
+    smooth = smoothed(ink)
     lowest, low = np.percentile(
         smooth if smooth.size < 10_000 else smooth[::2, ::2], (5, 25)
     )  # of the page, which is most of it
@@ -312,6 +316,13 @@ def find_digit(ink: np.ndarray) -> Writing | None:
             break
         searched &= ~binary_dilation(at_border, iterations=max(1, round(0.02 * max(ink.shape))))
     return best
+
+
+def smoothed(ink: np.ndarray) -> np.ndarray:
+    """Ink without the noise of single pixels; in a small picture, a stroke is one."""
+    from scipy.ndimage import uniform_filter
+
+    return uniform_filter(ink, 3) if min(ink.shape) > 64 else ink
 
 
 def segment(
@@ -379,8 +390,8 @@ def choose(
     short = min(labels.shape)
     heights, widths = (np.array([box[axis].stop - box[axis].start for box in boxes]) for axis in (0, 1))
     sizes = np.maximum(heights, widths)
-    border = np.bincount(_border(labels), minlength=count + 1)[1:]
-    touches, runs_along = border > 0, border > BORDER_SHARE * short
+    on_border = np.bincount(border(labels), minlength=count + 1)[1:]
+    touches, runs_along = on_border > 0, on_border > BORDER_SHARE * short
     spans = touches & ((heights >= labels.shape[0] - 2) | (widths >= labels.shape[1] - 2))
     is_small = sizes < max(4, SMALL * short)
     weights = (
@@ -488,6 +499,6 @@ def _size(rows: slice, columns: slice) -> int:
     return int(max(rows.stop - rows.start, columns.stop - columns.start))
 
 
-def _border(pixels: np.ndarray) -> np.ndarray:
+def border(pixels: np.ndarray) -> np.ndarray:
     """The outermost pixels of a picture, one after the other."""
     return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])

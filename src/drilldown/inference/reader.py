@@ -12,7 +12,7 @@ import numpy as np
 
 from drilldown.errors import PredictError
 from drilldown.inference import framing
-from drilldown.inference.refusal import find_digits, is_blank
+from drilldown.inference.refusal import AT_BORDER, find_digits, is_blank
 from drilldown.learning.calibration import Calibration
 from drilldown.messages import printable
 from drilldown.reporting.statistics import format_probability
@@ -126,19 +126,21 @@ class Reader:
         if (frame := framing.framed_already(picture)) is not None:
             return [frame]
         gray = framing.to_gray(picture)
-        page = framing.search_page(gray)
-        digits = find_digits(page)
-        if len(digits) == 1:
-            writing = framing.look_closer(gray, page)
-            if is_blank(writing):
-                raise PredictError("nothing is written here")
-            return [framing.compose(writing)]
-        if is_blank(page):
+        for kernels in (framing.KERNELS, framing.FINE_KERNELS):
+            page = framing.search_page(gray, kernels)
+            digits = find_digits(page)
+            writing = framing.look_closer(gray, page) if len(digits) == 1 else page
+            is_at_border = writing.trust <= AT_BORDER
+            is_refused = is_blank(writing) or (is_at_border and kernels == framing.FINE_KERNELS)
+            if not (is_refused and is_at_border):
+                break
+        if is_refused:
             raise PredictError("nothing is written here")
+        if len(digits) == 1:
+            return [framing.compose(writing)]
         if not self.several:
             raise PredictError(f"more than one digit: {len(digits)} parts")
-        parts = [replace(page, digit=digit, width=framing.stroke_width(page.labels == digit[0])) for digit in digits]
-        return [framing.compose(framing.look_closer(gray, part, margin=0.1)) for part in parts]
+        return [framing.compose(framing.look_closer(gray, digit, margin=0.1)) for digit in digits]
 
     def _answer(self, answers: list[Answer]) -> Iterator[Answer]:
         """Ask the model about all frames at once, and complete the answers."""

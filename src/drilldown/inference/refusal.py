@@ -4,10 +4,11 @@ docs/inference.md says what each constant was chosen on.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from drilldown.inference.framing import Writing
+from drilldown.inference.framing import Writing, border, smoothed, stroke_width
 
 FAINTEST_INK = 20  # of 255: ink that is fainter is none
 OVER_NOISE = 5  # how many times the noise ink is at least
@@ -25,6 +26,8 @@ WIDTH = 2.0  # of the digit's size: another digit is narrower
 MASS = 0.12  # share of the digit's ink
 STRENGTH = 0.45  # share of the mean of the digit's ink
 BESIDE = 0.5  # share of the lower one's height in which two digits in a row stand side by side
+CUT = 0.8  # of the mean of the digit's ink: weaker ink joins no digit to another part
+ON_BORDER = 0.5  # share of its size with which what lies along the border is a shadow, or the page's edge
 OVERLAP = 0.25  # share of the narrower one's width in which parts overlap that belong together
 
 
@@ -60,12 +63,14 @@ def is_blank(writing: Writing) -> bool:
     return spans and sides >= 2 and peak < PALE
 
 
-def find_digits(writing: Writing) -> list[tuple[int, ...]]:
-    """The digits side by side, from left to right: the numbers of each one's components."""
+def find_digits(writing: Writing) -> list[Writing]:
+    """The digits side by side, from left to right: the writing with each of them as its digit."""
     from scipy.ndimage import find_objects
 
+    writing = _cut_again(writing)
     masses, boxes = _masses(writing), find_objects(writing.labels)
     counts = np.bincount(writing.labels.ravel(), minlength=len(boxes) + 1)[1:]
+    on_border = np.bincount(border(writing.labels), minlength=len(boxes) + 1)[1:]
     means = masses / np.maximum(counts, 1)
     main = writing.digit[0] - 1
     top, bottom, left, right = _box(boxes[main])
@@ -78,8 +83,8 @@ def find_digits(writing: Writing) -> list[tuple[int, ...]]:
         upper, lower, first, last = _box(boxes[number])
         height, shared = lower - upper, min(lower, bottom) - max(upper, top)
         is_alike = height_share * tall <= height <= tall / height_share and last - first <= WIDTH * size
-        spans = height >= writing.ink.shape[0] - 2 or last - first >= writing.ink.shape[1] - 2
-        if number == main or (is_alike and not spans and shared >= BESIDE * min(tall, height)):
+        is_inside = on_border[number] <= ON_BORDER * max(height, last - first)
+        if number == main or (is_alike and is_inside and shared >= BESIDE * min(tall, height)):
             chosen.append((first, last, number + 1))
     digits: list[list[int]] = []
     start = end = 0
@@ -90,7 +95,20 @@ def find_digits(writing: Writing) -> list[tuple[int, ...]]:
         else:
             digits.append([number])
             start, end = first, last
-    return [tuple(numbers) for numbers in digits]
+    return [
+        replace(writing, digit=tuple(numbers), width=stroke_width(writing.labels == numbers[0])) for numbers in digits
+    ]
+
+
+def _cut_again(writing: Writing) -> Writing:
+    """The writing with what is not the digit cut at a higher threshold: other digits come off shadows and edges."""
+    from scipy.ndimage import label
+
+    smooth, mask = smoothed(writing.ink), writing.mask
+    threshold = max(CUT * float(smooth[mask].mean()), writing.threshold)
+    labels, count = label((smooth > threshold) & ~mask, np.ones((3, 3)))
+    labels[mask] = count + 1
+    return replace(writing, labels=labels, digit=(count + 1,))
 
 
 def _masses(writing: Writing) -> np.ndarray:
