@@ -266,7 +266,7 @@ def inks(page: np.ndarray, kernels: Sequence[int]) -> Iterator[np.ndarray]:
     for sign in dict.fromkeys((by_majority, by_border)):
         yield flatten(sign * page, kernels[0])
         if kernels == FINE_KERNELS:
-            return
+            return  # other backgrounds leave ink on blank paper
     for kernel in kernels[1:]:
         yield flatten(by_majority * page, kernel)
     if by_majority == by_border:
