@@ -126,15 +126,12 @@ class Reader:
         if (frame := framing.framed_already(picture)) is not None:
             return [frame]
         gray = framing.to_gray(picture)
-        for kernels in (framing.KERNELS, framing.FINE_KERNELS):
-            page = framing.search_page(gray, kernels)
-            digits = find_digits(page)
-            writing = framing.look_closer(gray, page) if len(digits) == 1 else page
-            is_at_border = writing.trust <= AT_BORDER
-            is_refused = is_blank(writing) or (is_at_border and kernels == framing.FINE_KERNELS)
-            if not (is_refused and is_at_border):
-                break
-        if is_refused:
+        writing, digits = _find(gray, framing.KERNELS)
+        blank = is_blank(writing)
+        if blank and writing.trust <= AT_BORDER:  # dark corners, or the edge of a table, may have hidden the digit
+            writing, digits = _find(gray, framing.FINE_KERNELS)
+            blank = is_blank(writing) or writing.trust <= AT_BORDER
+        if blank:
             raise PredictError("nothing is written here")
         if len(digits) == 1:
             return [framing.compose(writing)]
@@ -169,3 +166,10 @@ class Reader:
             unsure=unsure,
             probabilities=tuple(probabilities.tolist()),
         )
+
+
+def _find(gray: "Image.Image", kernels: Sequence[int]) -> tuple[framing.Writing, list[framing.Writing]]:
+    """The writing on a page, seen closer if it is one digit, and each of the digits in it."""
+    page = framing.search_page(gray, kernels)
+    digits = find_digits(page)
+    return (framing.look_closer(gray, page) if len(digits) == 1 else page), digits
