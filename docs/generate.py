@@ -266,6 +266,24 @@ def gpu() -> str:
     )
 
 
+def cluster() -> str:
+    """Eight short seeds by one worker, two workers and two processes; how many metric rows a second a server takes."""
+    kept = read("cluster")
+    versions = ", ".join(f"{package} {version}" for package, version in kept["versions"].items())
+    trained = [
+        {"eight seeds, three epochs each": way, "seconds": f"{median(seconds):.0f}"}
+        for way, seconds in kept["seconds"].items()
+    ]
+    taken = [
+        {"clients": clients, "metric rows a second": f"{rows:,.0f}"} for clients, rows in kept["rows_a_second"].items()
+    ]
+    return (
+        f"Measured on {kept['machine']}, {versions}.\n\n{report.table(trained)}\n"
+        f"Two workers are {kept['speed_up']:.2f} times as fast as one. They take {1 + kept['cost']:.2f} times as long "
+        f"as `jobs=2` without a cluster.\n\n{report.table(taken)}"
+    )
+
+
 def serving() -> str:
     """Images a second, by way and batch size."""
     rows = [
@@ -339,6 +357,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "overhead": overhead,
     "busy": busy,
     "gpu": gpu,
+    "cluster": cluster,
     "serving": serving,
     "written": written,
     "real": real,

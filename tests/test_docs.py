@@ -17,6 +17,7 @@ GENERATED = {  # every generated part, and the page that has it
     "results.md": {"results", "seeds", "pass_rate", "choices", "engines", "smallest"},
     "search.md": {"search", "seeds"},
     "benchmarks.md": {"measured", "busy", "epoch", "gpu", "target", "overhead", "serving"},
+    "scaling.md": {"cluster"},
     "inference.md": {"written", "real", "others"},
 }
 
