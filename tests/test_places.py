@@ -11,6 +11,7 @@ import sys
 import mlflow
 import pytest
 
+from tests.support import warm
 from tests.support.programs import free_port, wait_until
 from tests.support.project import Project
 
@@ -89,8 +90,8 @@ def test_from_a_git_address(odd, tmp_path):
         command = ["mlflow", "run", f"git://127.0.0.1:{port}/", "-e", "step4", "--env-manager", "local", *parameters]
         environment = {name: value for name, value in odd.environment.items() if name != "PYTHONPATH"}
         with subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            command, cwd=tmp_path, env=environment | warm.COLD, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as stopped:  # fmt: skip
             wait_until(lambda: list(tmp_path.glob("checkpoints/*/epoch-*.pt")), seconds=200, for_what="a state")
             os.killpg(stopped.pid, signal.SIGINT)
