@@ -18,7 +18,7 @@ from tests.faults.small_disk import fill, mounted
 from tests.support.project import ROOT
 from tests.test_cli import refused, run_status
 
-STEP = ["step2", "--dataset", "digits", "--threads", "1", "--target", "0"]
+STEP = ["step2", "--dataset", "digits", "--threads", "1", "--target", "0", "--engine", "torch"]  # compiles nothing
 PASSING = [*STEP, "--epochs", "5"]  # as many as the gate judges
 FULL = "No space left on device"
 CLEAR = "a clear error; run FAILED, nothing registered; with free space it works again"
