@@ -38,6 +38,7 @@ def start(folder, *arguments, code=WAIT, **environment):
     )
 
 
+@pytest.mark.slow
 def test_a_second_signal_is_ignored(tmp_path):
     with start(tmp_path) as waiting:
         _, lock = waiting.stdout.readline().split()

@@ -27,6 +27,7 @@ EPOCHS = 10
 KEPT = "states/epoch-0003.pt"
 
 
+@pytest.mark.slow
 def test_a_store_of_this_machine_is_refused(store):
     with pytest.raises(ParameterError, match="it takes a store that all machines reach, and MLFLOW_TRACKING_URI is 's"):
         cluster.connect("tcp://127.0.0.1:9", 0).__enter__()
@@ -37,6 +38,7 @@ def test_gpus_are_for_a_cluster(store):
         repeat_step.__wrapped__("step4", 2, None, None, True, "", None, gpus=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "reason"),
     [("tcp://127.0.0.1:9", "no scheduler answers there within 1 s"), ("carrier://pigeon", "unknown address scheme")],

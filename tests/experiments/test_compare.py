@@ -32,6 +32,7 @@ def accuracies(entry):
     return {run["seed"]: run["test_accuracy"] for run in entry.record["runs"]}
 
 
+@pytest.mark.slow
 def test_the_newest_run_of_each_seed_that_agrees_with_the_newest_run(store):
     finished_run("step2", 0, [90.0, 91.0])
     finished_run("step2", 1, [92.0, 93.0], gate="passed")

@@ -119,6 +119,7 @@ def train_seeds(store, digits, progress, seeds, **how):
     return {outcome.seed: outcome for outcome in outcomes}
 
 
+@pytest.mark.slow
 def test_a_process_trains_one_run_after_the_other_and_one_in_which_a_training_failed_is_replaced(
     store, digits, workers
 ):

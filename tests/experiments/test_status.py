@@ -89,6 +89,7 @@ def test_versions_with_their_roles_and_figures(status, store, monkeypatch):
     assert changes == [["promotion", "none", "1", "step4 passed the gate"], ["promotion", "1", "2", "better"]]
 
 
+@pytest.mark.slow
 def test_a_champion_of_long_ago_is_shown_beside_the_newest_versions(status, store):
     for _ in range(14):
         add_version(store)
@@ -130,6 +131,7 @@ def interrupted(store):
     return run.info.run_id
 
 
+@pytest.mark.slow
 def test_interrupted_trainings_with_the_command_that_resumes_them(status, store, interrupted):
     expected = ["step2 seed 4", "1 of 3", f"python -m drilldown step2 --resume {interrupted}"]
     (_, row) = cells(status(), "interrupted trainings, and how to resume them")
@@ -147,6 +149,7 @@ def test_interrupted_trainings_with_the_command_that_resumes_them(status, store,
     assert cells(status(), "interrupted trainings, and how to resume them") == [["none"]]
 
 
+@pytest.mark.slow
 def test_runs_in_progress(status, store, interrupted):
     with FileLock(process.LIVENESS_FOLDER.absolute() / "alive"):
         store.update_run(interrupted, "RUNNING")
@@ -157,6 +160,7 @@ def test_runs_in_progress(status, store, interrupted):
     assert cells(lines, "interrupted trainings, and how to resume them") == [["none"]]
 
 
+@pytest.mark.slow
 def test_only_runs_of_the_experiment_are_shown(status, store, interrupted):
     store.create_experiment("other")
     add_version(store)

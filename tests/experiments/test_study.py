@@ -124,6 +124,7 @@ def test_a_failure_is_told_and_counts_and_a_stopped_training_is_pruned(search, t
     assert lines[2].startswith("trial 2: pruned  after epoch 1  2 s  lr ")
 
 
+@pytest.mark.slow
 def test_a_trial_with_too_many_parameters_is_not_counted_but_many_in_succession_end_the_search(search, monkeypatch):
     small = replace(GOAL, max_parameters=30)
     found = search(goal=small, trials=1)

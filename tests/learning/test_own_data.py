@@ -66,6 +66,7 @@ def test_one_pixel_makes_another_digest(tmp_path):
     assert load_npz(tmp_path, x_test=altered).digest != before.digest
 
 
+@pytest.mark.slow
 @pytest.mark.mnist
 def test_mnist_as_a_set_of_ones_own_has_the_digest_of_mnist(mnist, tmp_path):
     arrays = (mnist.train_images, mnist.train_labels, mnist.test_images, mnist.test_labels)

@@ -180,6 +180,7 @@ def test_without_any_seed_there_is_a_figure():
 SIZES = {"step1": 6_379_786, "step2": 12_584, "step3": 11_924, "step4": 7_364, "step5": 9_300}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "name"),
     [
@@ -256,6 +257,7 @@ def test_the_confusion_matrix_has_the_classes_names_and_no_empty_rows():
         assert axes.get_xlabel() == "predicted class"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 12, 40])
 def test_names_of_classes_fit(length):
     names = [letter * length for letter in "WabcdefghX"]

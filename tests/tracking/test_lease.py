@@ -44,6 +44,7 @@ def test_it_is_deleted_when_the_work_fails(store):
     assert locks(store) == []
 
 
+@pytest.mark.slow
 def test_one_that_is_held_is_waited_for_with_one_line(store, capsys):
     leave(store, 1)
     threading.Timer(1, MlflowClient().delete_registered_model, [f"{lease.PREFIX}{NAME}.1"]).start()
@@ -104,6 +105,7 @@ def test_a_lock_whose_creation_was_answered_late_is_known_by_its_owner(store, mo
         assert time.monotonic() - began < lease.SECONDS / 2
 
 
+@pytest.mark.slow
 def test_a_holder_that_took_too_long_changes_nothing(store, expires_soon):
     with lease.hold(NAME) as held:
         time.sleep(1.1)

@@ -44,6 +44,7 @@ def answers(trained, digits):
         return trained.eval_model.cpu().eval()(digits.test_images).numpy()
 
 
+@pytest.mark.slow
 def test_it_answers_on_the_cpu_where_there_is_a_cuda_device(saved, with_cuda, digits, answers, recwarn):
     model = mlflow.pyfunc.load_model(saved)
     assert devices(model) == {"cpu"}

@@ -25,6 +25,7 @@ def tracked(store, trained, digits):
     return track(trained, digits, figures=True)
 
 
+@pytest.mark.slow
 def test_runs_that_log_the_same_dataset_at_once_take_turns(store, digits, monkeypatch):
     def begin():
         with mlflow.start_run():

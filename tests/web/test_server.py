@@ -64,6 +64,7 @@ def test_the_answer_says_who_answered_and_the_page_takes_nothing_from_elsewhere(
     assert not [name for name in headers if name.startswith(b"access-control")]  # for no other site
 
 
+@pytest.mark.slow
 def test_only_so_many_wait(monkeypatch):
     monkeypatch.setattr(endpoint, "MAX_WAITING", 2)
     app = server.create_app(Reads(0.2))
