@@ -116,12 +116,16 @@ def search() -> str:
     return report.table(rows)
 
 
+def listed(versions: Mapping[str, str]) -> str:
+    """Packages with their versions, in a line."""
+    return ", ".join(f"{package} {version}" for package, version in versions.items())
+
+
 def measured() -> str:
     """Where and with what each part of the benchmark was measured."""
     parts: dict[str, list[str]] = {}
     for part, facts in read("benchmark")["measured"].items():
-        versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
-        parts.setdefault(f"{facts['machine']}, {versions}", []).append(part)
+        parts.setdefault(f"{facts['machine']}, {listed(facts['versions'])}", []).append(part)
     return "".join(f"Measured on {facts} ({', '.join(names)}).\n" for facts, names in parts.items())
 
 
@@ -257,9 +261,8 @@ def gpu() -> str:
     count = len(together["test_accuracy"])
     alone = kept["steps"][together["step"]]["total_seconds"]
     finals = [accuracies[-1] for accuracies in together["test_accuracy"]]
-    versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
     return (
-        f"Measured on one {kept['card']}, {versions}.\n\n{report.table(rows)}\n"
+        f"Measured on one {kept['card']}, {listed(kept['versions'])}.\n\n{report.table(rows)}\n"
         f"Side by side, {together['at_a_time']} at a time, {count} seeds of {together['step']} took "
         f"{together['seconds']:.1f} s, {together['seconds'] / count:.1f} s each; one alone takes {alone:.1f} s. "
         f"Their test accuracies are {format_spread(finals)} %.\n"
@@ -269,7 +272,6 @@ def gpu() -> str:
 def cluster() -> str:
     """Eight short seeds by one worker, two workers and two processes; how many metric rows a second a server takes."""
     kept = read("cluster")
-    versions = ", ".join(f"{package} {version}" for package, version in kept["versions"].items())
     trained = [
         {"eight seeds, three epochs each": way, "seconds": f"{median(seconds):.0f}"}
         for way, seconds in kept["seconds"].items()
@@ -278,7 +280,7 @@ def cluster() -> str:
         {"clients": clients, "metric rows a second": f"{rows:,.0f}"} for clients, rows in kept["rows_a_second"].items()
     ]
     return (
-        f"Measured on {kept['machine']}, {versions}.\n\n{report.table(trained)}\n"
+        f"Measured on {kept['machine']}, {listed(kept['versions'])}.\n\n{report.table(trained)}\n"
         f"Two workers are {kept['speed_up']:.2f} times as fast as one. They take {1 + kept['cost']:.2f} times as long "
         f"as `jobs=2` without a cluster.\n\n{report.table(taken)}"
     )

@@ -69,10 +69,8 @@ class CurrentChampion:
         if version is None:
             self._found = f"{self.name} has no champion"
             return
-        key = (
-            str(version.version),
-            version.creation_timestamp,
-        )  # a model that was deleted and created again counts from 1
+        # A model that was deleted and created again counts its versions from 1.
+        key = (str(version.version), version.creation_timestamp)
         if isinstance(self._found, Champion) and key == self._key:
             return
         try:

@@ -29,7 +29,7 @@ SEARCH_SIDE = 256  # long side of the picture in which the digit is searched, in
 CLOSE_SIDE = 64  # a digit smaller than this in that picture is searched again, in a larger picture of its place
 
 KERNELS = (2, 4)  # the background is flattened by kernels of the short side divided by these
-FINE_KERNELS = (8,)  # in a second look, where the first finds only what runs along the border
+FINE_KERNEL = 8  # in a second look, where the first finds only what runs along the border
 MAJORITY = 0.55  # share of the pixels that must be lighter, or darker, to overrule the border
 NOISE_LEVELS = 4.0  # ink is stronger than the noise times this
 LOW_SHARES = (0.5, 0.75, 1.0, 1.3)  # of Otsu's threshold: the lower thresholds of hysteresis, in turn
@@ -173,12 +173,12 @@ def find_writing(picture: "Image.Image") -> Writing:
     return look_closer(gray, search_page(gray))
 
 
-def search_page(gray: "Image.Image", kernels: Sequence[int] = KERNELS) -> Writing:
-    """Find the ink on a page, and the digit in it, in a picture of at most SEARCH_SIDE.
+def search_page(gray: "Image.Image", fine: bool = False) -> Writing:
+    """Find the ink on a page, and the digit in it, in a picture of at most SEARCH_SIDE; `fine` is the second look.
 
     Raises: PredictError when the page has one color only.
     """
-    if (found := search(shrink(gray), kernels)) is None:
+    if (found := search(shrink(gray), fine)) is None:
         raise PredictError("nothing is written here: it is of one colour")
     return found
 
@@ -238,13 +238,13 @@ def shrink(gray: "Image.Image") -> np.ndarray:
     return np.asarray(gray, np.float32)
 
 
-def search(page: np.ndarray, kernels: Sequence[int] = KERNELS) -> Writing | None:
+def search(page: np.ndarray, fine: bool = False) -> Writing | None:
     """Find the digit on a page, float32 (H, W); None where all pixels are equal.
 
     Several kinds of background are tried until one leaves something that looks like a digit.
     """
     best: Writing | None = None
-    for ink in inks(page, kernels):
+    for ink in inks(page, fine):
         found = find_digit(ink)
         if found and (best is None or found.trust > best.trust + 0.05):
             best = found
@@ -253,7 +253,7 @@ def search(page: np.ndarray, kernels: Sequence[int] = KERNELS) -> Writing | None
     return best
 
 
-def inks(page: np.ndarray, kernels: Sequence[int]) -> Iterator[np.ndarray]:
+def inks(page: np.ndarray, fine: bool) -> Iterator[np.ndarray]:
     """What may be ink on the page, float32 (H, W), the most probable first.
 
     Dark or light is decided by most of the pixels, or where they are divided, by the border.
@@ -263,14 +263,14 @@ def inks(page: np.ndarray, kernels: Sequence[int]) -> Iterator[np.ndarray]:
     by_border = 1 if edge - low < high - edge else -1  # light ink: 1; dark ink: -1
     darker, lighter = np.percentile(page[::2, ::2], (100 * (1 - MAJORITY), 100 * MAJORITY))
     by_majority = -1 if darker > (low + high) / 2 else 1 if lighter < (low + high) / 2 else by_border
+    if fine:
+        yield flatten(by_majority * page, FINE_KERNEL)
+        return  # other backgrounds leave ink on blank paper
     for sign in dict.fromkeys((by_majority, by_border)):
-        yield flatten(sign * page, kernels[0])
-        if kernels == FINE_KERNELS:
-            return  # other backgrounds leave ink on blank paper
-    for kernel in kernels[1:]:
-        yield flatten(by_majority * page, kernel)
+        yield flatten(sign * page, KERNELS[0])
+    yield flatten(by_majority * page, KERNELS[1])
     if by_majority == by_border:
-        yield flatten(-by_border * page, kernels[0])
+        yield flatten(-by_border * page, KERNELS[0])
     yield np.clip(by_border * (page - edge), 0, None)
     yield np.clip(-by_border * (page - edge), 0, None)
 

@@ -126,10 +126,10 @@ class Reader:
         if (frame := framing.framed_already(picture)) is not None:
             return [frame]
         gray = framing.to_gray(picture)
-        writing, digits = _find(gray, framing.KERNELS)
+        writing, digits = _find(gray)
         blank = is_blank(writing)
         if blank and writing.trust <= AT_BORDER:  # dark corners, or the edge of a table, may have hidden the digit
-            writing, digits = _find(gray, framing.FINE_KERNELS)
+            writing, digits = _find(gray, fine=True)
             blank = is_blank(writing) or writing.trust <= AT_BORDER
         if blank:
             raise PredictError("nothing is written here")
@@ -137,7 +137,8 @@ class Reader:
             return [framing.compose(writing)]
         if not self.several:
             raise PredictError(f"more than one digit: {len(digits)} parts")
-        return [framing.compose(framing.look_closer(gray, digit, margin=0.1)) for digit in digits]
+        parts = [replace(part, width=framing.stroke_width(part.labels == part.digit[0])) for part in digits]
+        return [framing.compose(framing.look_closer(gray, part, margin=0.1)) for part in parts]
 
     def _answer(self, answers: list[Answer]) -> Iterator[Answer]:
         """Ask the model about all frames at once, and complete the answers."""
@@ -168,8 +169,8 @@ class Reader:
         )
 
 
-def _find(gray: "Image.Image", kernels: Sequence[int]) -> tuple[framing.Writing, list[framing.Writing]]:
+def _find(gray: "Image.Image", fine: bool = False) -> tuple[framing.Writing, list[framing.Writing]]:
     """The writing on a page, seen closer if it is one digit, and each of the digits in it."""
-    page = framing.search_page(gray, kernels)
+    page = framing.search_page(gray, fine)
     digits = find_digits(page)
     return (framing.look_closer(gray, page) if len(digits) == 1 else page), digits

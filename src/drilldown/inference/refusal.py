@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from drilldown.inference.framing import Writing, border, smoothed, stroke_width
+from drilldown.inference.framing import Writing, border, smoothed
 
 FAINTEST_INK = 20  # of 255: ink that is fainter is none
 OVER_NOISE = 5  # how many times the noise ink is at least
@@ -64,7 +64,7 @@ def is_blank(writing: Writing) -> bool:
 
 
 def find_digits(writing: Writing) -> list[Writing]:
-    """The digits side by side, from left to right: the writing with each of them as its digit."""
+    """The digits side by side, from left to right: the writing with each of them as its digit, its width as it was."""
     from scipy.ndimage import find_objects
 
     writing = _cut_again(writing)
@@ -95,9 +95,7 @@ def find_digits(writing: Writing) -> list[Writing]:
         else:
             digits.append([number])
             start, end = first, last
-    return [
-        replace(writing, digit=tuple(numbers), width=stroke_width(writing.labels == numbers[0])) for numbers in digits
-    ]
+    return [replace(writing, digit=tuple(numbers)) for numbers in digits]
 
 
 def _cut_again(writing: Writing) -> Writing:

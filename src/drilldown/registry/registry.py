@@ -260,9 +260,11 @@ def _withdraw(client: MlflowClient, version: ModelVersion) -> None:
 
 def _complete(champion: ModelVersion) -> None:
     """Say on a champion that it was promoted, and why, if its promotion was stopped before that was written."""
+    if "promotion.promoted" in ours(champion.tags):
+        return
     name, version = champion.name, str(champion.version)
-    change = next(reversed(champion_history(name)), None)  # another one, if it became champion in MLflow's UI
-    if change and change.after == version and "promotion.promoted" not in ours(champion.tags):
+    change = next(reversed(champion_history(name)), None)
+    if change and change.after == version:  # else it became champion in MLflow's UI
         result = {"promotion.promoted": True, "promotion.reason": change.why}
         with permitted(name):
             _tag_version(MlflowClient(), name, version, packed("promotion", result))
