@@ -65,7 +65,7 @@ class Machines:
     def __init__(self, folder):
         self.project, self.port = Project(folder / "project"), free_port()
         self.folder, self.address = folder, f"tcp://127.0.0.1:{self.port}"
-        self.workers, self.earlier = {}, set()
+        self.workers, self.commands, self.earlier = {}, [], set()
 
     @contextlib.contextmanager
     def started(self):
@@ -109,7 +109,15 @@ class Machines:
         self.earlier = {run.info.run_id for run in self.project.runs()}
         command = (sys.executable, "-m", "drilldown", "repeat", *STEP, "--cluster", self.address)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return self.project.start(*command, "--seeds", str(seeds), "--epochs", str(epochs), **pipes)
+        self.commands.append(self.project.start(*command, "--seeds", str(seeds), "--epochs", str(epochs), **pipes))
+        return self.commands[-1]
+
+    def end_commands(self):
+        """End what a failed test has left running."""
+        for process in self.commands:
+            with process:  # closes its pipes
+                process.kill()
+        self.commands.clear()
 
     def trainings(self):
         """The nested runs of the repetition that was started last, by seed."""
@@ -159,6 +167,7 @@ def ready(machines, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", machines.project.tracking_uri)
     mlflow.set_tracking_uri(machines.project.tracking_uri)
     yield machines
+    machines.end_commands()
     mlflow.set_tracking_uri(None)
 
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 
 def watch_turns(monkeypatch, owner: object, call: str) -> tuple[threading.Barrier, threading.Event]:
@@ -30,3 +33,23 @@ def at_once(*tasks: Callable[[], object]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+@contextlib.contextmanager
+def meeting_before_a_row(kind: type) -> Iterator[threading.Event]:
+    """Let two threads that add a row of that kind, neither of which sees the other's, meet before they write it.
+
+    Yields: the event that is set when they met.
+    """
+    met = threading.Event()
+    together = threading.Barrier(2, action=met.set)
+
+    def wait(session, context, instances):
+        if not met.is_set() and any(isinstance(row, kind) for row in session.new):
+            together.wait(timeout=20)
+
+    event.listen(Session, "before_flush", wait)
+    try:
+        yield met
+    finally:
+        event.remove(Session, "before_flush", wait)

@@ -5,9 +5,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.store.tracking.dbmodels.models import SqlExperimentTag
 from mlflow.tracking._tracking_service.utils import _get_git_url_if_present
 
 from drilldown import process
@@ -16,6 +20,7 @@ from drilldown.steps import ROOT
 from drilldown.tracking.store import (
     EXPERIMENT,
     SHORT_TIMEOUTS,
+    beside_others,
     close_by_hand,
     close_run,
     connect,
@@ -24,6 +29,7 @@ from drilldown.tracking.store import (
     exists,
 )
 from drilldown.tracking.tags import ours
+from tests.support.concurrency import at_once, meeting_before_a_row
 
 
 @pytest.mark.fault(
@@ -83,6 +89,20 @@ def test_an_experiment_is_described_once_and_a_users_words_stay(store):
         store.set_experiment_tag("0", "mlflow.note.content", written)
         describe_experiment("0")
         assert description() == written
+
+
+def test_two_commands_describe_an_experiment_at_once(store):
+    with meeting_before_a_row(SqlExperimentTag) as met:
+        at_once(*(lambda: describe_experiment("0"),) * 2)
+    assert met.is_set()
+    assert "drilldown" in store.get_experiment("0").tags["mlflow.note.content"]
+
+
+def test_what_the_database_refuses_twice_is_an_error(store):
+    write = Mock(side_effect=MlflowException("too long", BAD_REQUEST))
+    with pytest.raises(MlflowException, match="too long"):
+        beside_others(write)
+    assert write.call_count == 2
 
 
 def test_a_run_whose_process_was_killed_before_it_had_a_name_gets_one(store, monkeypatch):

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import mlflow
@@ -156,8 +157,8 @@ def log_start(
 def log_dataset(dataset: Dataset) -> None:
     """Log the images that the run learns from and the images that it is measured on."""
     for context in ("training", dataset.split):
-        with store.store_lock("datasets"):  # if two runs log the same one at once, MLflow raises an error in one
-            mlflow.log_input(_entry(dataset, context), context=context)
+        entry = _entry(dataset, context)
+        store.beside_others(partial(mlflow.log_input, entry, context=context))
 
 
 def _entry(dataset: Dataset, context: str) -> NumpyDataset:

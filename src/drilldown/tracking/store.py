@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -175,9 +175,20 @@ def describe_experiment(experiment_id: str) -> None:
     client = mlflow.MlflowClient()
     if MLFLOW_RUN_NOTE in client.get_experiment(experiment_id).tags:
         return
-    with store_lock("experiment"):  # if two processes set the same tag at once, MLflow raises an error in one
-        if MLFLOW_RUN_NOTE not in client.get_experiment(experiment_id).tags:
-            client.set_experiment_tag(experiment_id, MLFLOW_RUN_NOTE, DESCRIPTION)
+    beside_others(lambda: client.set_experiment_tag(experiment_id, MLFLOW_RUN_NOTE, DESCRIPTION))
+
+
+def beside_others(write: Callable[[], object]) -> None:
+    """Write what other processes write, too; a second time if one of them, on any machine, wrote it at the same moment.
+
+    MLflow looks for a row and then adds it: if another process adds it in between, the database refuses the second one.
+    """
+    try:
+        write()
+    except MlflowException as error:
+        if error.error_code != "BAD_REQUEST":  # MLflow's name for what a database refuses
+            raise
+        write()
 
 
 def explain(error: Exception) -> str:
