@@ -20,7 +20,7 @@ from drilldown.choices import DATASETS, DEFAULT_MODEL
 from drilldown.engine import accelerate
 from drilldown.errors import CheckpointError, DrilldownError, PermissionMissingError, StoreError
 from drilldown.learning import checkpoint, data, side_by_side, train
-from drilldown.learning.evaluate import evaluate
+from drilldown.learning.evaluate import Evaluation, evaluate
 from drilldown.learning.recipe import Goal
 from drilldown.options import TrainOptions
 from drilldown.registry import registry
@@ -282,8 +282,7 @@ def _finish(
     """Judge the trained model, log it, and register it if it passed and `register` is true."""
     history, split = state.history, dataset.split
     verdict = gate.judge(state.accuracies, split, state.classifier.num_parameters, goal)
-    classifier = state.eval_model.cpu()  # the exported model runs on the CPU, so it is judged there
-    evaluation = evaluate(classifier, dataset.test_images, dataset.test_labels)
+    evaluation = _evaluate_on_cpu(state, dataset)
     if verdict.passed and register:
         verifier.start()  # unless it runs already; meanwhile this process draws and exports
     text = report.markdown(step.docstring, seed, history, verdict, goal, split)
@@ -304,6 +303,13 @@ def _finish(
         return
     say_registered(registration)
     say(invocation.next_steps(files, [*how_to_use(registration.name), *comparison], registration.name))
+
+
+def _evaluate_on_cpu(state: train.TrainState, dataset: data.Dataset) -> Evaluation:
+    """Evaluate the trained model on the CPU, where its exported model runs; after a training there, this is done."""
+    if state.evaluation and state.classifier.mean.device.type == "cpu":
+        return state.evaluation
+    return evaluate(state.eval_model.cpu(), dataset.test_images, dataset.test_labels)
 
 
 def warn_of_missing_permission(dataset: data.Dataset) -> None:

@@ -43,6 +43,7 @@ def test_the_metrics_are_those_of_an_evaluation_afterwards(engine, digits):
     evaluation = evaluate(state.eval_model, digits.test_images, digits.test_labels)
     assert state.history[-1].eval_accuracy == evaluation.accuracy
     assert state.history[-1].eval_loss == evaluation.loss
+    assert torch.equal(state.evaluation.probabilities, evaluation.probabilities)  # to the last bit
 
 
 @both_engines

@@ -70,6 +70,7 @@ class TrainState:
     average: WeightAverage | None
     generator: torch.Generator  # of the order of the images and of their augmentation
     history: list[EpochMetrics] = field(default_factory=list)
+    evaluation: Evaluation | None = None  # of `eval_model` after the last epoch; a saved state has none
 
     @property
     def accuracies(self) -> list[float]:
@@ -198,7 +199,7 @@ def fit_stepwise(
                     torch.cuda.current_stream().synchronize()  # so that evaluation is not charged for it
             trained = time.perf_counter()
             measure()
-            evaluation = Evaluation.collect(test_labels, *answers)
+            state.evaluation = evaluation = Evaluation.collect(test_labels, *answers)
             metrics = EpochMetrics(
                 epoch=epoch,
                 train_loss=train_loss,
