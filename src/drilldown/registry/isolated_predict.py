@@ -7,19 +7,27 @@ model folders, and `answers` the file to which the digits (models, N) are writte
 standard output: null, or what went wrong.
 """
 
+from __future__ import annotations
+
+import gc
 import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mlflow.pyfunc
 import numpy as np
-import torch.export.pt2_archive  # noqa: F401 (MLflow imports it when it loads a model: two seconds)
-from mlflow.pyfunc import PyFuncModel
+
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel
 
 
 def main(batch_size: int) -> None:
     """Answer the requests on standard input, one after the other."""
+    gc.disable()  # to look for garbage costs the imports a second, and the answers leave little of it
+    import mlflow.pyfunc  # noqa: F401 (now, and not while a request waits)
+    import torch.export.pt2_archive  # noqa: F401 (MLflow imports it when it loads a model: two seconds)
+
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not be mistaken for a reply
     sys.modules["drilldown"] = None  # type: ignore[assignment]  # not importable, even where it is installed
@@ -37,6 +45,8 @@ def main(batch_size: int) -> None:
 
 def load(folder: str | Path, batch_size: int) -> PyFuncModel:
     """Load a model as users do, to answer in batches of this size. Raises RuntimeError when that fails."""
+    import mlflow.pyfunc
+
     config = {"device": "cpu", "batch_size": batch_size}  # models of earlier versions know `device` alone
     try:  # nobody reads warnings here
         model: PyFuncModel = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True, model_config=config)
