@@ -6,6 +6,7 @@ docs/inference.md says what each constant was chosen on.
 """
 
 import contextlib
+import functools
 import io
 import os
 import warnings
@@ -62,7 +63,7 @@ class Writing:
     trust: float
     width: float
 
-    @property
+    @functools.cached_property
     def mask(self) -> np.ndarray:
         """Pixels of the digit, bool (H, W)."""
         return _members(self.labels, self.digit)
@@ -161,7 +162,7 @@ def is_framed(pixels: np.ndarray) -> bool:
 
     if pixels[0].any() or pixels[-1].any() or pixels.max() < 240:
         return False
-    return _size(*_extent(pixels > 0)) == 20 and max(abs(center - 14) for center in center_of_mass(pixels)) <= 1
+    return _size(*extent(pixels > 0)) == 20 and max(abs(center - 14) for center in center_of_mass(pixels)) <= 1
 
 
 def find_writing(picture: "Image.Image") -> Writing:
@@ -188,7 +189,7 @@ def look_closer(gray: "Image.Image", found: Writing, margin: float = 0.5) -> Wri
     page = found.ink
     if page.shape == (gray.height, gray.width):
         return found
-    rows, columns = _extent(found.mask)
+    rows, columns = extent(found.mask)
     size = _size(rows, columns)
     if size >= CLOSE_SIDE:
         return found
@@ -304,7 +305,7 @@ def find_digit(ink: np.ndarray) -> Writing | None:
     )  # of the page, which is most of it
     noise = 1.03 * float(low - lowest)
     ink, smooth = np.clip(ink - low, 0, None), np.clip(smooth - low, 0, None)
-    searched = np.ones(ink.shape, bool)
+    searched = smooth
     best: Writing | None = None
     for _ in range(3):
         found, at_border = segment(ink, smooth, noise, searched)
@@ -314,7 +315,8 @@ def find_digit(ink: np.ndarray) -> Writing | None:
             best = found
         if best.trust >= 0.7 or not at_border.any():
             break
-        searched &= ~binary_dilation(at_border, iterations=max(1, round(0.02 * max(ink.shape))))
+        near = binary_dilation(at_border, iterations=max(1, round(0.02 * max(ink.shape))))
+        searched = np.where(near, 0, searched)
     return best
 
 
@@ -330,22 +332,21 @@ def segment(
 ) -> tuple[Writing | None, np.ndarray]:
     """Cut ink into components by Otsu's threshold with hysteresis, and choose the digit's.
 
-    The lower threshold rises as long as what is found looks no digit, as lines of the paper do. Returns also the
-    components at the border, bool (H, W).
+    `searched` is the smooth ink, without what is not to be chosen. The lower threshold rises as long as what is found
+    looks no digit, as lines of the paper do. Returns also the components at the border, bool (H, W).
     """
     from scipy.ndimage import label
 
     at_border = np.zeros(ink.shape, bool)
-    values = smooth[searched]
-    if not values.size or (peak := float(values.max())) <= FAINTEST * float(smooth.max()):
+    if (peak := float(searched.max())) <= FAINTEST * float(smooth.max()):
         return None, at_border
     floor = min(NOISE_LEVELS * noise, 0.3 * peak)
-    strong = min(otsu(values[values > max(floor, 0.05 * peak)]), 0.6 * peak)
+    strong = min(otsu(searched[searched > max(floor, 0.05 * peak)]), 0.6 * peak)
     best: Writing | None = None
     for share in LOW_SHARES:
         threshold = max(share * strong, floor)
         labels, count = label(smooth > threshold, np.ones((3, 3)))
-        chosen = choose(np.where(searched, smooth, 0), labels, count, strong)
+        chosen = choose(searched, labels, count, strong)
         if chosen is None:
             break
         digit, trust, strong_share, touching, width = chosen
@@ -426,16 +427,16 @@ def stroke_width(mask: np.ndarray) -> float:
 def compose(writing: Writing) -> np.ndarray:
     """Compose the digit as MNIST's authors did: uint8 (28, 28), of full brightness, its strokes not too thin."""
     from PIL import Image
-    from scipy.ndimage import binary_dilation, center_of_mass
+    from scipy.ndimage import center_of_mass, maximum_filter
 
     mask, ink = writing.mask, writing.ink
-    rows, columns = _extent(mask)
+    rows, columns = extent(mask)
     fringe = max(1, round(_size(rows, columns) / 20))
     around = tuple(slice(max(0, part.start - fringe), part.stop + fringe) for part in (rows, columns))
     mask, ink = mask[around], ink[around]
     floor = max(FAINT * ink[mask].max(), NOISE_LEVELS * writing.noise, writing.threshold / 2)
-    grown = mask | (binary_dilation(mask, np.ones((3, 3)), iterations=fringe) & (ink > floor))
-    crop = _extent(grown)
+    grown = mask | (maximum_filter(mask, 2 * fringe + 1, mode="constant") & (ink > floor))
+    crop = extent(grown)
     strong = ink[mask & (ink >= ink[mask].mean())]
     digit = np.where(grown, ink, 0)[crop].clip(0, np.percentile(strong, 70))
     if digit.max() == 0:  # it is seen only in the smooth picture
@@ -479,7 +480,7 @@ def _members(labels: np.ndarray, numbers: Sequence[int] | np.ndarray) -> np.ndar
     """The pixels of the components with these numbers, bool (H, W)."""
     is_member = np.zeros(int(labels.max()) + 1, bool)
     is_member[list(numbers)] = True
-    return is_member[labels]
+    return np.take(is_member, labels)
 
 
 def _fitted(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -488,7 +489,7 @@ def _fitted(shape: tuple[int, ...]) -> tuple[int, int]:
     return height, width
 
 
-def _extent(mask: np.ndarray) -> tuple[slice, slice]:
+def extent(mask: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of a mask that has at least one pixel."""
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

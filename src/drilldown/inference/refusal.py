@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from drilldown.inference.framing import Writing, border, smoothed
+from drilldown.inference.framing import Writing, border, extent, smoothed
 
 FAINTEST_INK = 20  # of 255: ink that is fainter is none
 OVER_NOISE = 5  # how many times the noise ink is at least
@@ -49,8 +49,10 @@ def is_blank(writing: Writing) -> bool:
     share = sum(masses[number - 1] for number in writing.digit) / max(masses.sum(), 1e-6)
     if share < SCATTERED[0] and (masses >= 0.03 * main).sum() > SCATTERED[1]:
         return True
-    near = binary_dilation(mask, iterations=3) & ~binary_dilation(mask)
-    softness = float(ink[near].mean()) / mean if near.any() else 0
+    around = tuple(slice(max(0, part.start - 3), part.stop + 3) for part in extent(mask))
+    inner = mask[around]
+    near = binary_dilation(inner, iterations=3) & ~binary_dilation(inner)
+    softness = float(ink[around][near].mean()) / mean if near.any() else 0
     is_soft = softness > SOFT or (peak < FAINT_AND_SOFT[0] and softness > FAINT_AND_SOFT[1])
     if is_soft and not (is_small and writing.trust >= 1):
         return True
