@@ -37,7 +37,7 @@ def at_once(*tasks: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def meeting_before_a_row(kind: type) -> Iterator[threading.Event]:
-    """Let two threads that add a row of that kind, neither of which sees the other's, meet before they write it.
+    """Let two threads meet just before both write a row of that kind: neither has seen the other's row.
 
     Yields: the event that is set when they met.
     """

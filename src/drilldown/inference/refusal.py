@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from drilldown.inference.framing import Writing, border, extent, smoothed
+from drilldown.inference.framing import Writing, border, extent, smoothed, widened
 
 FAINTEST_INK = 20  # of 255: ink that is fainter is none
 OVER_NOISE = 5  # how many times the noise ink is at least
 SMALL_PAGE, SMALL_OVER_NOISE = 64, 2.5  # short side below which a stroke is a pixel wide: all ink is soft, and weaker
 AS_STRONG = 1.4  # what is not the digit is at most so strong, as a share of its ink
 SCATTERED = (0.15, 12)  # share of the ink below which, and parts above which, ink is noise
+NEAR = 3  # pixels beside a stroke in which it fades
 SOFT = 0.33  # ink just beside a stroke, as a share of the stroke's: more has no edge, as a shadow
 FAINT_AND_SOFT = (40, 0.2)  # the same for faint ink
 AT_BORDER = 0.55  # trust at most of what runs along the border
@@ -49,9 +50,9 @@ def is_blank(writing: Writing) -> bool:
     share = sum(masses[number - 1] for number in writing.digit) / max(masses.sum(), 1e-6)
     if share < SCATTERED[0] and (masses >= 0.03 * main).sum() > SCATTERED[1]:
         return True
-    around = tuple(slice(max(0, part.start - 3), part.stop + 3) for part in extent(mask))
-    inner = mask[around]
-    near = binary_dilation(inner, iterations=3) & ~binary_dilation(inner)
+    around = widened(*extent(mask), NEAR)
+    digit = mask[around]
+    near = binary_dilation(digit, iterations=NEAR) & ~binary_dilation(digit)
     softness = float(ink[around][near].mean()) / mean if near.any() else 0
     is_soft = softness > SOFT or (peak < FAINT_AND_SOFT[0] and softness > FAINT_AND_SOFT[1])
     if is_soft and not (is_small and writing.trust >= 1):

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 def main(batch_size: int) -> None:
     """Answer the requests on standard input, one after the other."""
-    gc.disable()  # to look for garbage costs the imports a second, and the answers leave little of it
+    gc.disable()  # looking for garbage costs the imports a second
     import mlflow.pyfunc  # noqa: F401 (now, and not while a request waits)
     import torch.export.pt2_archive  # noqa: F401 (MLflow imports it when it loads a model: two seconds)
 
+    gc.freeze()  # what was imported stays
+    gc.enable()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not be mistaken for a reply
     sys.modules["drilldown"] = None  # type: ignore[assignment]  # not importable, even where it is installed

@@ -173,9 +173,12 @@ def current_experiment() -> Experiment | None:
 def describe_experiment(experiment_id: str) -> None:
     """Describe an experiment that has no description yet; what a user wrote, or deleted, stays."""
     client = mlflow.MlflowClient()
-    if MLFLOW_RUN_NOTE in client.get_experiment(experiment_id).tags:
-        return
-    beside_others(lambda: client.set_experiment_tag(experiment_id, MLFLOW_RUN_NOTE, DESCRIPTION))
+
+    def describe() -> None:
+        if MLFLOW_RUN_NOTE not in client.get_experiment(experiment_id).tags:
+            client.set_experiment_tag(experiment_id, MLFLOW_RUN_NOTE, DESCRIPTION)
+
+    beside_others(describe)
 
 
 def beside_others(write: Callable[[], object]) -> None:
