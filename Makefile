@@ -88,9 +88,9 @@ server: setup
 	@exec python -m drilldown.server '$(SERVER)' $(ARGS)
 
 ## make cluster                   a Dask scheduler on tcp://127.0.0.1:8786 with two workers, for trying out
-# A seed whose worker is lost twice is given up. Workers log to the store that MLFLOW_TRACKING_URI names where the command runs.
+# Workers log to the store that MLFLOW_TRACKING_URI names where the command runs.
 DASK := --host 127.0.0.1 --no-dashboard
-cluster: export DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES := 1
+cluster: export DASK_CONFIG := $(CURDIR)/dask.yaml
 cluster: setup
 	@dask scheduler --port 8786 $(DASK) & scheduler=$$!; \
 	dask worker tcp://127.0.0.1:8786 --nworkers 1 --nthreads 1 $(DASK) & one=$$!; \

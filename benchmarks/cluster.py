@@ -120,6 +120,7 @@ def main(repeats: int, tracking_uri: str | None, keep: bool) -> None:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory()))
         environment = with_programs(os.environ) | {
             "PYTHONPATH": str(ROOT / "src"),
+            "DASK_CONFIG": str(ROOT / "dask.yaml"),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
         uri = tracking_uri

@@ -88,7 +88,7 @@ class Machines:
         folder.mkdir(exist_ok=True)
         environment = with_programs(os.environ) | {
             "PYTHONPATH": str(self.project.folder / "src"),
-            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+            "DASK_CONFIG": str(self.project.folder / "dask.yaml"),
             "DRILLDOWN_CHECKPOINTS": str(folder / "checkpoints"),  # no machine has the states of another
         }
         with (folder / "log").open("ab") as log:
