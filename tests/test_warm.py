@@ -33,10 +33,20 @@ print(os.getpid(), "mlflow" in sys.modules, flush=True)
 time.sleep(60)
 """
 
+FOLLOW = """
+import os, sys, time
+from pathlib import Path
+print(os.getppid(), Path(sys.argv[1]).read_text(), flush=True)
+while os.getppid() == int(sys.argv[2]):
+    time.sleep(0.1)
+Path("orphaned").touch()
+"""
+
 
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "tell.py").write_text(TELL)
+    (tmp_path / "follow.py").write_text(FOLLOW)
     (tmp_path / "wait.py").write_text(WAIT)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "told.py").write_text("")
@@ -84,3 +94,15 @@ def test_it_ends_with_a_signal_as_its_client_does(folder):
         assert program.exists()
         process.kill()
         wait_until(lambda: not program.exists(), seconds=20, for_what="the end of the program")
+
+
+def test_it_gets_open_files_and_knows_its_parent(folder):
+    (folder / "given").write_text("from a file")
+    with (folder / "given").open() as given:
+        command = f"{warm.python()} follow.py /dev/fd/{given.fileno()} $$ & wait"
+        with subprocess.Popen(
+            ["sh", "-c", command], cwd=folder, stdout=subprocess.PIPE, pass_fds=[given.fileno()], text=True
+        ) as shell:
+            assert shell.stdout.readline() == f"{shell.pid} from a file\n"
+            shell.kill()
+    wait_until((folder / "orphaned").exists, seconds=20, for_what="the news that its parent is gone")

@@ -26,11 +26,15 @@ def understand() -> dict | None:
         rest = rest[1:]
     if module := rest[:1] == ["-m"]:
         rest = rest[1:]
-    if module and rest[:2] == ["drilldown", "work"]:
-        return None  # it is given an open file, which the server would not get
     if not rest or rest[0].startswith("-") or (module and rest[:2] != ["mlflow", "run"] and rest[0] == "mlflow"):
         return None
     return {"isolated": isolated, "module": module, "name": rest[0], "arguments": rest}
+
+
+def open_files() -> list[int]:
+    """The numbers of the open files that the program is to get."""
+    named = [int(argument.rpartition("/dev/fd/")[2]) for argument in arguments if "/dev/fd/" in argument]
+    return [0, 1, 2, *named]
 
 
 if (given := understand()) is None:
@@ -38,13 +42,15 @@ if (given := understand()) is None:
     os.execv(real, [real, *arguments])
 given |= {
     "folder": os.getcwd(),
+    "pid": os.getpid(),
+    "files": open_files(),
     "umask": os.umask(0),
     "environment": dict(os.environ),
     "python": os.path.join(os.path.dirname(address), "bin", "python"),
 }
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
     server.connect(address)
-    socket.send_fds(server, [json.dumps(given).encode()], [0, 1, 2])
+    socket.send_fds(server, [json.dumps(given).encode()], given["files"])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: server.send(bytes([number])))
     status = int(server.recv(16) or 256)

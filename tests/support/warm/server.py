@@ -1,12 +1,13 @@
 """Fork processes that have PyTorch, MLflow and the like imported already: `python -I server.py SOCKET`.
 
-Each connection is one program. Its first message is the program as JSON, with the client's standard input, output and
-error; any further byte is a signal for it. The answer is its wait status. When a client goes away, its program is
-killed. At the end of its input the server ends, and removes the socket's folder. Nothing of this project is imported
-before the fork.
+Each connection is one program. Its first message is the program as JSON, with open files of the client: its standard
+input, output and error, and what else it is given. Any further byte is a signal for it. The answer is its wait status.
+When a client goes away, its program is killed. At the end of its input the server ends, and removes the socket's
+folder. Nothing of this project is imported before the fork.
 """
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -32,6 +33,7 @@ PACKAGES = (  # what a training and a prediction have imported at their end
     "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.PpmImagePlugin",
 )  # fmt: skip
 LARGEST = 2**20  # bytes of a program's message
+MOST_FILES = 4
 
 
 def serve(listener: socket.socket) -> dict | None:
@@ -47,7 +49,7 @@ def serve(listener: socket.socket) -> dict | None:
                 return None
             if key.fileobj is listener:
                 client, _ = listener.accept()
-                message, descriptors, _, _ = socket.recv_fds(client, LARGEST, 3)
+                message, descriptors, _, _ = socket.recv_fds(client, LARGEST, MOST_FILES)
                 if pid := os.fork():
                     for descriptor in descriptors:
                         os.close(descriptor)
@@ -55,9 +57,6 @@ def serve(listener: socket.socket) -> dict | None:
                     clients.register(client, selectors.EVENT_READ, (pid, client, ended))
                     clients.register(ended, selectors.EVENT_READ, (pid, client, ended))
                     continue
-                for number, descriptor in enumerate(descriptors):
-                    os.dup2(descriptor, number)
-                    os.close(descriptor)
                 client.close()
                 for other in [*clients.get_map().values()]:
                     if isinstance(other.fileobj, socket.socket):
@@ -65,7 +64,7 @@ def serve(listener: socket.socket) -> dict | None:
                     elif other.fd:
                         os.close(other.fd)
                 clients.close()
-                return json.loads(message)
+                return json.loads(message) | {"descriptors": descriptors}
             pid, client, ended = key.data
             if key.fileobj not in clients.get_map():
                 continue  # it has ended in the same turn
@@ -93,8 +92,25 @@ def receive(client: socket.socket) -> bytes:
     return b""
 
 
+def parent(pid: int) -> int:
+    """The number of a process's parent; 1 once the process has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 1
+    return int(stat.rpartition(")")[2].split()[1])
+
+
 def become(program: dict) -> None:
     """Run the program in this process, as `python` would."""
+    # First to numbers that nobody uses: a descriptor may have the number that another one is to get.
+    spare = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 100) for descriptor in program["descriptors"]]
+    for descriptor in program["descriptors"]:
+        os.close(descriptor)
+    for descriptor, number in zip(spare, program["files"], strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.getppid = lambda: parent(program["pid"])
     os.chdir(program["folder"])
     os.umask(program["umask"])
     os.environ.clear()
