@@ -3,6 +3,7 @@
 PyTorch and MLflow are imported by the fixtures that use them: the process that distributes the tests needs neither.
 """
 
+import atexit
 import contextlib
 import gc
 import os
@@ -16,6 +17,7 @@ from drilldown.steps import ROOT
 from tests.support import fault_table
 
 gc.set_threshold(GC_THRESHOLD)  # as in the program: imports are a large part of the tests' time
+atexit.register(gc.freeze)  # likewise
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     # Each worker, and all that it starts, keeps to a core: threads that wait for each other on shared cores crawl.
     cores = sorted(os.sched_getaffinity(0))
@@ -52,6 +54,11 @@ def pytest_collection_modifyitems(items):
     """Run the files that take minutes first, so that no worker is left with one of them at the end."""
     order = {name: place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish():
+    """Keep what was imported out of garbage collection: pytest makes five of them at its end."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
