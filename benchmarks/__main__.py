@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks import busy, epoch, gpu, overhead, serving, target
+from benchmarks import busy, epoch, framing, gpu, overhead, serving, target
 from benchmarks.errors import one_line_errors
 from drilldown.hardware import processor_name
 from drilldown.steps import ROOT
@@ -25,6 +25,7 @@ PARTS = {
     "target": target.measure,
     "overhead": overhead.measure,
     "serving": serving.measure,
+    "framing": framing.measure,
 }
 RESULT = ROOT / "results" / "benchmark.json"
 
@@ -45,7 +46,7 @@ RESULT = ROOT / "results" / "benchmark.json"
 )
 @click.option("--keep/--no-keep", default=True, show_default=True, help="write results/benchmark.json")
 def main(parts: tuple[str, ...], repeats: int, checkout: Path | None, keep: bool) -> None:
-    """Time an epoch, quiet and beside a busy process, the training to the target, a run's overhead, and answers."""
+    """Time an epoch, quiet and beside a busy process, training to the target, a run's overhead, answers, framing."""
     machine = processor_name(torch.device("cpu"))
     click.echo(f"{machine}, load {os.getloadavg()[0]:.1f}: the figures are valid only if nothing else runs")
     measures = PARTS | {"overhead": partial(overhead.measure, checkout=checkout)}

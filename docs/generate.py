@@ -299,6 +299,21 @@ def serving() -> str:
     return report.table(rows)
 
 
+def framing() -> str:
+    """Milliseconds to frame a picture, by what made it."""
+    rows = [
+        {
+            "pictures of 1,000 pixels": f"{camera}, {found['pictures']}",
+            "decode (ms)": f"{found['decode']:.1f}",
+            "frame (ms)": f"{found['frame']:.1f}",
+            "both (ms)": f"{found['both']:.1f}",
+            "slowest (ms)": f"{found['slowest']:.1f}",
+        }
+        for camera, found in read("benchmark")["framing"].items()
+    ]
+    return report.table(rows)
+
+
 def written() -> str:
     """Accuracy on MNIST's test images as they are, and written out as files."""
     kept = read("written")
@@ -361,6 +376,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "gpu": gpu,
     "cluster": cluster,
     "serving": serving,
+    "framing": framing,
     "written": written,
     "real": real,
     "others": others,

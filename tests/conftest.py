@@ -32,6 +32,7 @@ if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves 
 SLOWEST = (
     "test_lifecycle",
     "test_documented_commands",
+    "test_draw",
     "test_nested",
     "test_side_by_side",
     "test_tune",
@@ -39,7 +40,13 @@ SLOWEST = (
     "test_registry",
     "test_places",
     "test_cache",
+    "test_serving",
     "test_hints",
+    "test_images",
+    "test_full_disk",
+    "test_worker",
+    "test_verify",
+    "test_library",
 )
 
 

@@ -16,7 +16,7 @@ GENERATED = {  # every generated part, and the page that has it
     "README.md": {"steps"},
     "results.md": {"results", "seeds", "pass_rate", "choices", "engines", "smallest"},
     "search.md": {"search", "seeds"},
-    "benchmarks.md": {"measured", "busy", "epoch", "gpu", "target", "overhead", "serving"},
+    "benchmarks.md": {"measured", "busy", "epoch", "gpu", "target", "overhead", "serving", "framing"},
     "scaling.md": {"cluster"},
     "inference.md": {"written", "real", "others"},
 }

@@ -22,7 +22,7 @@ OPTIONS = {"dataset": "digits", "device": "cpu", "threads": 1}
 
 
 @pytest.fixture
-def worker(digits):
+def worker(digits, warm_start):
     with tempfile.TemporaryFile() as file:
         mapped.write(digits, file)
         worker = Worker(file)

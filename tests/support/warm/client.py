@@ -1,6 +1,6 @@
 """Start a Python program by the server, and end as it ends: `python -IS client.py SOCKET FOLDER PROGRAM ARGUMENTS…`.
 
-What the server does not run (`python -c`, MLflow's servers), or is not to run (COLD_START is set), starts by itself.
+What the server does not run (MLflow's servers), or is not to run (COLD_START is set), starts by itself.
 """
 
 # pathlib takes longer to import than everything else here.
@@ -24,6 +24,8 @@ def understand() -> dict | None:
     rest = arguments
     if isolated := rest[:1] == ["-I"]:
         rest = rest[1:]
+    if rest[:1] == ["-c"]:
+        return {"isolated": isolated, "code": rest[1], "arguments": ["-c", *rest[2:]]}
     if module := rest[:1] == ["-m"]:
         rest = rest[1:]
     if not rest or rest[0].startswith("-") or (module and rest[:2] != ["mlflow", "run"] and rest[0] == "mlflow"):

@@ -18,6 +18,7 @@ import shutil
 import signal
 import socket
 import sys
+import types
 from pathlib import Path
 
 PACKAGES = (  # what a training and a prediction have imported at their end
@@ -121,12 +122,15 @@ def become(program: dict) -> None:
     sys.executable = program["python"]
     if threads := os.environ.get("OMP_NUM_THREADS"):
         sys.modules["torch"].set_num_threads(int(threads))
-    isolated, module, name, sys.argv = program["isolated"], program["module"], program["name"], program["arguments"]
-    if not isolated:
-        folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        own = Path() if module else Path(name).parent
-        sys.path[:0] = [str(folder.absolute()) for folder in [own, *map(Path, filter(None, folders))]]
-    if module:
+    sys.argv, code, module, name = program["arguments"], program.get("code"), program.get("module"), program.get("name")
+    if not program["isolated"]:
+        folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        own = "" if code else str(Path().absolute() if module else Path(name).parent.absolute())
+        sys.path[:0] = [own, *(str(Path(folder).absolute()) for folder in folders)]
+    if code:
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(code, "<string>", "exec"), vars(main))
+    elif module:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(name, run_name="__main__")
