@@ -155,7 +155,7 @@ def test_an_environment_built_from_nothing_but_conda_yaml(tmp_path):
     project = Project(tmp_path / "project")
     project.environment["MLFLOW_ENV_ROOT"] = str(tmp_path / "environments")
     with project.cold():
-        done = project.mlflow_run("step4", env_manager="uv", dataset="digits", seed=1)
+        done = project.mlflow_run("step4", env_manager="uv", dataset="digits", seed=1, epochs=5, target=0)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "registered digits-cnn version 1 as champion" in done.stdout
     assert list((tmp_path / "environments").rglob("torchsummary"))
