@@ -109,7 +109,7 @@ check: setup
 quick: setup
 	pytest -n auto --dist load --ignore tests/faults -m "not slow and not fault" $(ARGS)
 
-## make test                      all tests but those of `make servers` (12 to 14 minutes on two cores)
+## make test                      all tests but those of `make servers` (10 to 15 minutes on two cores)
 test: setup
 	pytest -n auto --dist loadfile --no-loadscope-reorder -m "not servers" $(ARGS)
 
