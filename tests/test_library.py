@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 import subprocess
+import sys
 from dataclasses import replace
 
 import mlflow
@@ -17,7 +18,6 @@ from drilldown import __main__
 from drilldown.errors import ParameterError, PredictError, StepError, StoreError
 from drilldown.steps import ROOT
 from drilldown.tracking.store import SHORT_TIMEOUTS
-from tests.support import warm
 from tests.support.networks import SMALL_RECIPE, SmallNetwork
 from tests.support.project import NOWHERE
 from tests.support.registered import register, verify_in_process
@@ -29,7 +29,7 @@ PAGE = (ROOT / "docs" / "library.md").read_text()
 
 def run_python(code, **environment):
     return subprocess.run(
-        [warm.python(), "-c", code],
+        [sys.executable, "-c", code],
         cwd=ROOT,  # where the page's paths are
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")} | environment,
         capture_output=True,
@@ -38,7 +38,7 @@ def run_python(code, **environment):
 
 
 @pytest.mark.slow
-def test_the_script_of_the_page(store, trained, digits, monkeypatch):
+def test_the_script_of_the_page(store, warm_start, trained, digits, monkeypatch):
     verify_in_process(monkeypatch)
     tracked = track(trained, digits)
     register(tracked, digits)
@@ -191,4 +191,4 @@ def test_every_name_is_documented_and_typed():
 
 def test_the_import_is_light():
     code = "import sys, drilldown; print(*{'torch', 'mlflow', 'numpy', 'click'} & set(sys.modules))"
-    assert run_python(code, **warm.COLD).stdout.strip() == ""
+    assert run_python(code).stdout.strip() == ""

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -28,7 +29,6 @@ from drilldown.tracking.store import (
     exists,
 )
 from drilldown.tracking.tags import ours
-from tests.support import warm
 from tests.support.concurrency import at_once, meeting_before_a_row
 
 
@@ -134,14 +134,13 @@ def test_a_store_that_does_not_answer(store, monkeypatch):
 
 
 @pytest.mark.slow
-def test_processes_that_start_together_create_one_database_and_one_experiment(tmp_path):
-    program = tmp_path / "connects.py"
-    program.write_text("from drilldown.tracking import store; store.connect()")
+def test_processes_that_start_together_create_one_database_and_one_experiment(warm_start, tmp_path):
+    code = "from drilldown.tracking import store; store.connect()"
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT / "src")}
     for selected in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         environment.pop(selected, None)
-    started = [subprocess.Popen([warm.python(), program], env=environment, cwd=tmp_path) for _ in range(3)]
+    started = [subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path) for _ in range(3)]
     assert [process.wait(timeout=120) for process in started] == [0, 0, 0]
     names = [experiment.name for experiment in mlflow.MlflowClient(uri).search_experiments()]
     assert sorted(names) == ["Default", EXPERIMENT]
