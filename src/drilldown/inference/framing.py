@@ -52,7 +52,6 @@ class Writing:
     ink: how much each pixel differs from the background, float32 (H, W). labels: its connected components, int (H, W),
     numbered from 1; 0 is the page. digit: the numbers of the digit's parts, the main one first. threshold: ink above
     which a pixel is in a component. noise: the standard deviation of the page's pixels. trust: from 0 to 1.
-    width: of the strokes of the digit's main part, in pixels.
     """
 
     ink: np.ndarray
@@ -61,7 +60,6 @@ class Writing:
     threshold: float
     noise: float
     trust: float
-    width: float
 
     @functools.cached_property
     def mask(self) -> np.ndarray:
@@ -349,11 +347,11 @@ def segment(
         chosen = choose(searched, labels, count, strong)
         if chosen is None:
             break
-        digit, trust, strong_share, touching, width = chosen
+        digit, trust, strong_share, touching = chosen
         if best is None:
             at_border = _members(labels, touching)
         if best is None or (trust > best.trust + 0.2 and strong_share > STRONG_SHARE):
-            best = Writing(ink, labels, digit, threshold, noise, trust, width)
+            best = Writing(ink, labels, digit, threshold, noise, trust)
         if best.trust >= 1:
             break
     return best, at_border
@@ -372,11 +370,11 @@ def otsu(values: np.ndarray) -> float:
 
 def choose(
     smooth: np.ndarray, labels: np.ndarray, count: int, strong: float
-) -> tuple[tuple[int, ...], float, float, np.ndarray, float] | None:
+) -> tuple[tuple[int, ...], float, float, np.ndarray] | None:
     """Choose the components that are the digit: the main one, and those near it.
 
-    Returns: their numbers; how much the main one can be trusted; their share of the strong ink; the numbers of all
-    components that touch the border; and the width of the main one's strokes. None when no component has strong ink.
+    Returns: their numbers; how much the main one can be trusted; their share of the strong ink; and the numbers of all
+    components that touch the border. None when no component has strong ink.
     """
     from scipy.ndimage import find_objects
 
@@ -400,9 +398,7 @@ def choose(
     )
     main = int(np.argmax(mass * is_ink * weights))
 
-    part = labels[boxes[main]] == main + 1
-    width = stroke_width(part)
-    is_thick = width > THICK * sizes[main]
+    is_thick = is_wider(labels[boxes[main]] == main + 1, THICK * sizes[main])
     trust = 1 - 0.3 * touches[main] - 0.2 * runs_along[main] - 0.4 * is_thick - 0.3 * is_small[main]
     digit = [main + 1]
     for other in np.flatnonzero(is_ink & (mass >= 0.02 * mass[main]) & (runs_along == runs_along[main])):
@@ -414,7 +410,13 @@ def choose(
             if max(gaps) <= NEAR * sizes[main]:
                 digit.append(int(other) + 1)
     strong_share = np.isin(numbers[is_strong], digit).sum() / max(1, is_strong.sum())
-    return tuple(digit), float(trust), float(strong_share), 1 + np.flatnonzero(touches), width
+    return tuple(digit), float(trust), float(strong_share), 1 + np.flatnonzero(touches)
+
+
+def is_wider(mask: np.ndarray, width: float) -> bool:
+    """Whether the strokes in a mask are wider than so many pixels."""
+    disc = 4 / 3 * float(np.sqrt(mask.sum() / np.pi))  # in pixels; no shape of that area has wider strokes
+    return disc + 2 > width and stroke_width(mask) > width  # 2: pixels are no circles
 
 
 def stroke_width(mask: np.ndarray) -> float:
@@ -444,8 +446,7 @@ def compose(writing: Writing) -> np.ndarray:
     digit = digit / digit.max()
 
     height, width = _fitted(digit.shape)
-    stroke = writing.width if len(writing.digit) == 1 else stroke_width(mask)
-    missing = STROKE - stroke * 20 / max(digit.shape)
+    missing = STROKE - stroke_width(mask) * 20 / max(digit.shape)
     if missing > 0:
         digit = thicken(digit, (height, width), missing)
         height, width = _fitted(digit.shape)

@@ -137,8 +137,7 @@ class Reader:
             return [framing.compose(writing)]
         if not self.several:
             raise PredictError(f"more than one digit: {len(digits)} parts")
-        parts = [replace(part, width=framing.stroke_width(part.labels == part.digit[0])) for part in digits]
-        return [framing.compose(framing.look_closer(gray, part, margin=0.1)) for part in parts]
+        return [framing.compose(framing.look_closer(gray, part, margin=0.1)) for part in digits]
 
     def _answer(self, answers: list[Answer]) -> Iterator[Answer]:
         """Ask the model about all frames at once, and complete the answers."""

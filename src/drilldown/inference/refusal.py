@@ -67,7 +67,7 @@ def is_blank(writing: Writing) -> bool:
 
 
 def find_digits(writing: Writing) -> list[Writing]:
-    """The digits side by side, from left to right: the writing with each of them as its digit, its width as it was."""
+    """The digits side by side, from left to right: the writing with each of them as its digit."""
     from scipy.ndimage import find_objects
 
     writing = _cut_again(writing)
