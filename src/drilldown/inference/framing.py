@@ -260,8 +260,8 @@ def inks(page: np.ndarray, fine: bool) -> Iterator[np.ndarray]:
     low, high = page.min(), page.max()
     edge = np.median(border(page))
     by_border = 1 if edge - low < high - edge else -1  # light ink: 1; dark ink: -1
-    darker, lighter = np.percentile(page[::2, ::2], (100 * (1 - MAJORITY), 100 * MAJORITY))
-    by_majority = -1 if darker > (low + high) / 2 else 1 if lighter < (low + high) / 2 else by_border
+    lighter = float((page > (low + high) / 2).mean())  # share of the pixels
+    by_majority = -1 if lighter > MAJORITY else 1 if lighter < 1 - MAJORITY else by_border
     if fine:
         yield flatten(by_majority * page, FINE_KERNEL)
         return  # other backgrounds leave ink on blank paper
@@ -282,11 +282,12 @@ def flatten(page: np.ndarray, divisor: int) -> np.ndarray:
     height, width = page.shape
     kernel = max(min(page.shape) // divisor, 3)
     step = max(1, kernel // 24)  # the background is smooth: a smaller picture of it will do
-    small = uniform_filter(page, step)[step // 2 :: step, step // 2 :: step] if step > 1 else page
+    small = np.asarray(Image.fromarray(page).reduce(step))
     background = grey_opening(small, size=[min(kernel // step, 2 * side) for side in small.shape])
     if step > 1:
-        background = uniform_filter(background, 3)
-        background = np.asarray(Image.fromarray(background).resize((width, height), Image.Resampling.BILINEAR))
+        background = Image.fromarray(uniform_filter(background, 3))
+        covered = (0, 0, width / step, height / step)
+        background = np.asarray(background.resize((width, height), Image.Resampling.BILINEAR, covered))
     return np.clip(page - background, 0, None)
 
 
@@ -382,7 +383,8 @@ def choose(
     numbers, values = labels.ravel()[inside], smooth.ravel()[inside]
     mass = np.bincount(numbers, values, count + 1)[1:]
     is_strong = values > strong * 0.999
-    is_ink = np.bincount(numbers[is_strong], minlength=count + 1)[1:] > 0
+    strong_pixels = np.bincount(numbers[is_strong], minlength=count + 1)[1:]
+    is_ink = strong_pixels > 0
     if not is_ink.any():
         return None
     boxes = find_objects(labels)
@@ -409,7 +411,7 @@ def choose(
             ]
             if max(gaps) <= NEAR * sizes[main]:
                 digit.append(int(other) + 1)
-    strong_share = np.isin(numbers[is_strong], digit).sum() / max(1, is_strong.sum())
+    strong_share = sum(strong_pixels[number - 1] for number in digit) / strong_pixels.sum()
     return tuple(digit), float(trust), float(strong_share), 1 + np.flatnonzero(touches)
 
 
