@@ -1,7 +1,7 @@
 """A reader follows the README from the top in a fresh clone, then the pages of docs/: every command block, in order.
 
-`adapt` holds all that the test changes: trainings are on the digits, and all but the first are short. The README's
-programs start as users start them, the other pages' start warm (tests/support/warm).
+`adapt` holds all that the test changes: trainings are on the digits, and all but the first are short. The programs of
+the README's first training, prediction and server start as users start them, the others warm (tests/support/warm).
 """
 
 import contextlib
@@ -33,6 +33,7 @@ SERVERS = {
     "mlflow server": 5002,
     "make draw": 5004,
 }  # they run until they are stopped
+COLD = ("make step4", "make predict")
 SEARCH = "--env-manager local -P step=step2 -P dataset=digits -P epochs=1 -P trials=1 -P confirm=0"
 SHORT = "-P dataset=digits -P epochs=1"
 REGISTERED = "-P dataset=digits -P epochs=5 -P target=0"  # the fewest epochs that can pass the gate
@@ -85,7 +86,8 @@ def test_a_block(page, block, project, servers):
     if port in servers and len(block.splitlines()) == 1:  # another page has started it
         return
     log = project.folder / "block.log"
-    start = project.cold() if page == "README.md" else contextlib.nullcontext()
+    is_first = page == "README.md" and block.startswith(COLD)
+    start = project.cold() if is_first else contextlib.nullcontext()
     with start, log.open("w") as output:
         process = subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", adapt(block)],

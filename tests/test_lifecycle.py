@@ -21,9 +21,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def trained(project):
-    """Step 4 on the digits, on a folder that has no store yet, started as users start it."""
-    with project.cold():
-        done = project.mlflow_run("step4", dataset="digits")
+    """Step 4 on the digits, on a folder that has no store yet."""
+    done = project.mlflow_run("step4", dataset="digits")
     assert done.returncode == 0, done.stderr
     return done
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,10 @@ def workers(store, monkeypatch):
 def train_seeds(store, digits, progress, seeds, **how):
     parent = store.create_run("0").info.run_id
     trainings = [("step2", TrainOptions(seed=seed)) for seed in seeds]
-    outcomes = nested.train(trainings, parent=parent, dataset=digits, progress=progress, jobs=1, **how)
+    return nested.train(trainings, parent=parent, dataset=digits, progress=progress, jobs=1, **how)
+
+
+def by_seed(outcomes):
     return {outcome.seed: outcome for outcome in outcomes}
 
 
@@ -124,7 +128,7 @@ def test_a_process_trains_one_run_after_the_other_and_one_in_which_a_training_fa
     store, digits, workers
 ):
     progress = Seen()
-    outcomes = train_seeds(store, digits, progress, [3, 4, 1, 5, 2, 6])
+    outcomes = by_seed(train_seeds(store, digits, progress, [3, 4, 1, 5, 2, 6]))
     assert workers == [[[3], [4], [1]], [[5], [2]], [[6]]]
     assert {seed: outcome.error for seed, outcome in outcomes.items()} == {
         3: None, 4: None, 1: "no", 5: None, 2: "no", 6: None
@@ -141,10 +145,30 @@ def test_a_process_trains_one_run_after_the_other_and_one_in_which_a_training_fa
 
 
 def test_seeds_that_a_process_trains_together_are_trained_alone_if_it_ends(store, digits, workers):
-    outcomes = train_seeds(store, digits, Seen(), [3, 4, 5, 2, 6, 7], together=3, register=True)
+    outcomes = by_seed(train_seeds(store, digits, Seen(), [3, 4, 5, 2, 6, 7], together=3, register=True))
     assert workers == [[[3, 4, 5], [2, 6, 7]], [[2]], [[6], [7]]]
     assert [seed for seed, outcome in outcomes.items() if outcome.error] == [2]
     assert ours(store.get_run(outcomes[6].run_id).data.tags)["register"] == "True"
+
+
+def test_an_outcome_is_known_while_the_process_trains_the_others(store, digits, workers, monkeypatch):
+    known = threading.Event()
+
+    class Waiting(nested.Worker):
+        """Ends the second training once the outcome of the first is known."""
+
+        def train(self, tasks, show):
+            reports = super().train(tasks, show)
+            yield next(reports)
+            assert known.wait(20)
+            yield from reports
+
+    monkeypatch.setattr(nested, "Worker", Waiting)
+    monkeypatch.setattr(nested, "LOOK_SECONDS", 0.01)
+    outcomes = train_seeds(store, digits, Seen(), [3, 4], together=2)
+    assert next(outcomes).seed == 3
+    known.set()
+    assert [outcome.seed for outcome in outcomes] == [4]
 
 
 def children(pid):

@@ -74,7 +74,8 @@ def port():
 @pytest.fixture(scope="module")
 def drawing(project, champion, port):
     """The program that serves the page."""
-    command = project.start("python", "-m", "drilldown", "draw", "--port", str(port), stdout=subprocess.PIPE)
+    program = ("python", "-m", "drilldown", "draw", "--port", str(port))
+    command = project.start(*program, warm_start=True, stdout=subprocess.PIPE)
     wait_for(port, command)
     yield command
     command.kill()

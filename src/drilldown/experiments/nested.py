@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, BinaryIO
 
 import mlflow
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from drilldown.experiments.cluster import Cluster, RemoteWorker
 
 MAX_JOBS = 10_000  # on a cluster
-LOOK_SECONDS = 5  # between two looks at how many workers a cluster has
+LOOK_SECONDS = 5  # between two looks at how many workers a cluster has, and at what a batch has told
 
 
 @dataclass(frozen=True)
@@ -104,17 +105,20 @@ def train(
         batches = _batches(trainings, together)
         # Threads, each waiting for one process: a pool of processes would break when one of them is killed.
         with ThreadPoolExecutor(jobs or MAX_JOBS) as threads:
-            running: set[Future[list[Outcome]]] = set()
+            running: set[Future[None]] = set()
+            outcomes: SimpleQueue[Outcome] = SimpleQueue()
             try:
                 while True:
                     free = (jobs or (cluster.capacity() if cluster else 1)) - len(running)
-                    running |= {threads.submit(pool.train, batch) for batch in islice(batches, max(0, free))}
+                    running |= {threads.submit(pool.train, batch, outcomes) for batch in islice(batches, max(0, free))}
                     if not running:
                         return
-                    # Workers may join a cluster at any time.
-                    done, running = wait(running, None if jobs else LOOK_SECONDS, return_when=FIRST_COMPLETED)
+                    # Workers may join a cluster at any time, and a batch has an outcome long before its last.
+                    done, running = wait(running, LOOK_SECONDS, return_when=FIRST_COMPLETED)
                     for future in done:
-                        yield from future.result()
+                        future.result()
+                    while not outcomes.empty():
+                        yield outcomes.get()
             finally:
                 pool.stop()
 
@@ -145,7 +149,7 @@ class _Workers:
         self.idle: list[Worker | RemoteWorker] = []
         self.busy: dict[Worker | RemoteWorker, Sequence[Task]] = {}  # and what each trains
 
-    def train(self, batch: Sequence[tuple[str, TrainOptions]]) -> list[Outcome]:
+    def train(self, batch: Sequence[tuple[str, TrainOptions]], outcomes: SimpleQueue[Outcome]) -> None:
         """Train the batch in one process; if that ends too early, train each of those that are left alone."""
         tasks = []
         for step, options in batch:
@@ -153,12 +157,16 @@ class _Workers:
             run_id = runs.open_nested(self.parent, name, self.dataset)
             tasks.append(Task(step, options, run_id, self.register, on_cluster=bool(self.cluster)))
         by_run = {task.run_id: task for task in tasks}
-        reports = list(self._train(tasks))
-        if len(tasks) > 1:
-            reports = [
-                last for one in reports for last in (self._train([by_run[one.run_id]]) if one.is_lost else [one])
-            ]
-        return [self._outcome(by_run[report.run_id], report) for report in reports]
+        left = []
+        for ended in self._train(tasks):
+            task = by_run[ended.run_id]
+            if ended.is_lost and len(tasks) > 1:
+                left.append(task)
+            else:
+                outcomes.put(self._outcome(task, ended))
+        for task in left:
+            for ended in self._train([task]):
+                outcomes.put(self._outcome(task, ended))
 
     def _train(self, tasks: Sequence[Task]) -> Iterator[Report]:
         if (worker := self._take(tasks)) is None:
