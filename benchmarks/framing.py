@@ -37,8 +37,8 @@ def measure(repeats: int) -> dict:
         slowest = max(both for _, both in times)
         measured[camera] = {"pictures": len(times), "decode": decode, "both": both, "slowest": slowest}
         click.echo(
-            f"  {camera:12} {both:5.1f} ms a picture, {decode:.1f} ms of them to decode it; the slowest of {len(times)} "
-            f"takes {slowest:.1f} ms"
+            f"  {camera:12} {both:5.1f} ms a picture, {decode:.1f} ms of them to decode it; the slowest of "
+            f"{len(times)} takes {slowest:.1f} ms"
         )
     return {"framing": measured}
 

@@ -84,7 +84,7 @@ class Project:
         )
 
     def start(self, *command: str, warm_start: bool = False, **settings) -> subprocess.Popen:
-        """Start a command in a process group of its own, as a shell would; its child processes are its own if cold."""
+        """Start a command in a process group of its own, as a shell would; a warm one's program is no child of it."""
         return subprocess.Popen(
             command,
             cwd=self.folder,

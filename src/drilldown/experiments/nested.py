@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from drilldown.experiments.cluster import Cluster, RemoteWorker
 
 MAX_JOBS = 10_000  # on a cluster
-LOOK_SECONDS = 5  # between two looks at how many workers a cluster has, and at what a batch has told
+LOOK_SECONDS = 5  # between two looks at how many workers a cluster has, and which of a batch have ended
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def train(
                     running |= {threads.submit(pool.train, batch, outcomes) for batch in islice(batches, max(0, free))}
                     if not running:
                         return
-                    # Workers may join a cluster at any time, and a batch has an outcome long before its last.
+                    # Workers may join a cluster at any time, and the first of a batch ends long before the last.
                     done, running = wait(running, LOOK_SECONDS, return_when=FIRST_COMPLETED)
                     for future in done:
                         future.result()
