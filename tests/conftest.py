@@ -31,6 +31,7 @@ if SHARED_MNIST.is_dir():  # a copy of the four files beside the project serves 
 
 SLOWEST = (
     "test_lifecycle",
+    "test_cache",  # it compiles kernels of its own while the first worker compiles the project's
     "test_documented_commands",
     "test_draw",
     "test_nested",
@@ -39,7 +40,6 @@ SLOWEST = (
     "test_own_data",
     "test_registry",
     "test_places",
-    "test_cache",
     "test_serving",
     "test_hints",
     "test_images",

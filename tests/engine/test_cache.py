@@ -53,13 +53,6 @@ def run_python(code, **variables):
 
 
 @pytest.mark.slow
-def test_every_kernel_is_loaded():
-    load_kernels(torch.float64)
-    for name in KERNELS:
-        assert any("float64" in str(signature) for signature in getattr(kernels, name).signatures), name
-
-
-@pytest.mark.slow
 def test_the_process_that_fills_the_cache_computes_as_later_ones(tmp_path):
     first, second = (run_python(TRAINING, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
     assert first.stderr == "compiling the training kernels for this processor, once (about 20 s)\n"
@@ -72,3 +65,10 @@ def test_the_process_that_fills_the_cache_computes_as_later_ones(tmp_path):
 def test_the_first_use_in_a_process_keeps_torchs_threads():
     done = run_python(THREADS, NUMBA_NUM_THREADS="2")  # on one core, too
     assert done.stdout.split() == ["1"] * 8
+
+
+@pytest.mark.slow
+def test_every_kernel_is_loaded():
+    load_kernels(torch.float64)
+    for name in KERNELS:
+        assert any("float64" in str(signature) for signature in getattr(kernels, name).signatures), name

@@ -83,12 +83,12 @@ class Project:
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=550, **settings
         )
 
-    def start(self, *command: str, warm_start: bool = False, **settings) -> subprocess.Popen:
-        """Start a command in a process group of its own, as a shell would; a warm one's program is no child of it."""
+    def start(self, *command: str, **settings) -> subprocess.Popen:
+        """Start a command in a process group of its own, as a shell would."""
         return subprocess.Popen(
             command,
             cwd=self.folder,
-            env=self.environment | ({} if warm_start else warm.COLD),
+            env=self.environment | warm.COLD,
             text=True,
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it

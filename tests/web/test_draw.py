@@ -74,8 +74,7 @@ def port():
 @pytest.fixture(scope="module")
 def drawing(project, champion, port):
     """The program that serves the page."""
-    program = ("python", "-m", "drilldown", "draw", "--port", str(port))
-    command = project.start(*program, warm_start=True, stdout=subprocess.PIPE)
+    command = project.start("python", "-m", "drilldown", "draw", "--port", str(port), stdout=subprocess.PIPE)
     wait_for(port, command)
     yield command
     command.kill()
