@@ -320,10 +320,12 @@ def find_digit(ink: np.ndarray) -> Writing | None:
 
 
 def smoothed(ink: np.ndarray) -> np.ndarray:
-    """Ink without the noise of single pixels; in a small picture, a stroke is one."""
-    from scipy.ndimage import uniform_filter
-
-    return uniform_filter(ink, 3) if min(ink.shape) > 64 else ink
+    """Ink without the noise of single pixels, the mean of 3×3; in a small picture, a stroke is one."""
+    if min(ink.shape) <= 64:
+        return ink
+    padded = np.pad(ink, 1, "edge")
+    rows = padded[:-2] + padded[1:-1] + padded[2:]  # scipy's uniform_filter takes four times as long
+    return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9
 
 
 def segment(
