@@ -157,6 +157,16 @@ def test_averaged_weights_have_their_own_batch_statistics(engine, some_digits):
     torch.testing.assert_close(statistics.running_var, outputs.var((0, 2, 3)))
 
 
+@pytest.mark.parametrize(("network", "computed"), [(SmallNetwork, 2), (load_step("step2").network, 0)])
+def test_statistics_are_computed_only_where_the_network_has_them(network, computed, some_digits, monkeypatch):
+    calls = []
+    monkeypatch.setattr(train, "update_bn_statistics", lambda *given: calls.append(given))
+    recipe = Recipe(epochs=2, lr=0.001, ema_epochs=1)
+    state = train.init_state(network(), recipe, some_digits, 0, train.prepare(0, "cpu"))
+    list(train.fit(state, recipe, some_digits, "torch"))
+    assert len(calls) == computed
+
+
 def test_without_an_average_the_classifier_itself_is_evaluated(some_digits):
     state = train_small(some_digits, Recipe(epochs=1))
     assert state.eval_model is state.classifier

@@ -184,6 +184,7 @@ def fit_stepwise(
         answers[:] = compute_answers(state.eval_model, test_images, test_labels)
 
     refresh, measure = refresh_statistics, answer
+    has_statistics = bool(state.average and _batch_norms(state.eval_model))  # a graph of no call is a warning of torch
     if recorder:
         refresh, measure = recorder.captured(refresh), recorder.captured(measure)
     with accelerate(classifier, state.eval_model, engine=engine) as acceleration:
@@ -193,7 +194,7 @@ def fit_stepwise(
                 train_loss, train_accuracy, learning_rate = yield from _train_epoch(
                     state, recipe, update, images, labels, epoch
                 )
-                if state.average:
+                if has_statistics:
                     refresh()
                 if recorder:
                     torch.cuda.current_stream().synchronize()  # so that evaluation is not charged for it
@@ -242,6 +243,10 @@ def _train_epoch(
     return mean_loss, accuracy, learning_rate
 
 
+def _batch_norms(classifier: Classifier) -> list[_BatchNorm]:
+    return [layer for layer in classifier.modules() if isinstance(layer, _BatchNorm)]
+
+
 @torch.no_grad()
 def update_bn_statistics(classifier: Classifier, images: Tensor) -> None:
     """Compute batch normalization's statistics from training images without augmentation, uint8 (N, 28, 28).
@@ -250,9 +255,7 @@ def update_bn_statistics(classifier: Classifier, images: Tensor) -> None:
     Generalization", 2018, section 3.2). The test images are not augmented either, so these fit them best. torch's
     update_bn does the same, but reads a counter from the device in each layer.
     """
-    layers = [layer for layer in classifier.modules() if isinstance(layer, _BatchNorm)]
-    if not layers:
-        return
+    layers = _batch_norms(classifier)
     momenta, training = [layer.momentum for layer in layers], classifier.training
     for layer in layers:
         layer.reset_running_stats()
