@@ -184,7 +184,7 @@ def fit_stepwise(
         answers[:] = compute_answers(state.eval_model, test_images, test_labels)
 
     refresh, measure = refresh_statistics, answer
-    has_statistics = bool(state.average and _batch_norms(state.eval_model))  # a graph of no call is a warning of torch
+    has_statistics = bool(state.average and _batch_norms(state.eval_model))  # torch warns of an empty graph
     if recorder:
         refresh, measure = recorder.captured(refresh), recorder.captured(measure)
     with accelerate(classifier, state.eval_model, engine=engine) as acceleration:
