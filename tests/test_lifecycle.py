@@ -13,6 +13,7 @@ from PIL import Image
 
 from benchmarks import written
 from drilldown.tracking.tags import ours
+from tests.support import warm
 from tests.support.programs import wait_until
 from tests.support.project import Project
 
@@ -60,7 +61,7 @@ numpy.save("answers.npy", model.predict(numpy.load("images.npy")))
 """
     settings = {"MLFLOW_TRACKING_URI": project.tracking_uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     done = subprocess.run(
-        [sys.executable, "-I", "-c", code],
+        [warm.python(), "-I", "-c", code],
         cwd=tmp_path,
         env=project.environment | settings,
         capture_output=True,

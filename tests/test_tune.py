@@ -215,11 +215,6 @@ def test_a_training_that_is_asked_to_stop_is_finished_and_pruned_and_not_reused(
     assert not Path("checkpoints").exists() or not list(Path("checkpoints").glob("*/*.pt"))
 
 
-def children(pid):
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
 def test_a_killed_search_goes_on_and_a_killed_trial_is_told_as_failed(tmp_path):
@@ -235,14 +230,13 @@ def test_a_killed_search_goes_on_and_a_killed_trial_is_told_as_failed(tmp_path):
         run = runs.get(f"step2 trial {number} seed 0")
         return run and "validation_accuracy" in run.data.metrics and run.info.status == "RUNNING"
 
-    driver = project.start(*command)
+    driver = project.start(*command, cold=False)
     wait_until(lambda: trains(1), seconds=300, for_what="the second trial")
     driver.kill()
     driver.wait()
-    driver = project.start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    driver = project.start(*command, cold=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_until(lambda: trains(2), seconds=300, for_what="the trial that is trained again")
-    for child in children(driver.pid):
-        os.kill(child, signal.SIGKILL)
+    os.kill(project.nested_process("step2 trial 2 seed 0"), signal.SIGKILL)
     stdout, stderr = driver.communicate(timeout=500)
     assert driver.returncode == 0, stderr
     assert "goes on after 1 trials" in stdout

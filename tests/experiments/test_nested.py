@@ -171,27 +171,10 @@ def test_an_outcome_is_known_while_the_process_trains_the_others(store, digits, 
     assert [outcome.seed for outcome in outcomes] == [4]
 
 
-def children(pid):
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
-def child_of_seed(project, pid, seed):
-    """Wait for the process that trains the seed: the lock that the seed's run names is open in it."""
-
-    def found():
-        run = next((run for run in project.runs() if run.info.run_name == f"step4 seed {seed}"), None)
-        lock = ours(run.data.tags)["process"].partition(":")[2] if run else None
-        return next((child for child in children(pid) if lock in open_files(child)), None)
-
-    return wait_until(found, seconds=120, for_what=f"a process that trains seed {seed}")
-
-
-def open_files(pid):
-    """The files that the process has open; none once it has ended."""
-    with contextlib.suppress(OSError):
-        return {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}
-    return set()
+def process_of_seed(project, seed):
+    """Wait for the process that trains the seed."""
+    name = f"step4 seed {seed}"
+    return wait_until(lambda: project.nested_process(name), seconds=120, for_what=f"a process that trains {name}")
 
 
 finds_processes = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
@@ -205,7 +188,7 @@ REPEAT = (  # two seeds of step 4 on the digits, at the same time
 
 def start_repeat(project, *parameters):
     """Start a repetition, to be stopped."""
-    return project.start(*REPEAT, *parameters, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return project.start(*REPEAT, *parameters, cold=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
@@ -213,7 +196,7 @@ def start_repeat(project, *parameters):
 def test_a_repetition_that_is_stopped_leaves_no_process_and_no_open_run(tmp_path):
     project = Project(tmp_path)
     process = start_repeat(project, "--epochs", "100")  # minutes
-    trainings = [child_of_seed(project, process.pid, seed) for seed in (0, 1)]
+    trainings = [process_of_seed(project, seed) for seed in (0, 1)]
     wait_until(lambda: len(list(tmp_path.glob("checkpoints/*/*.pt"))) >= 2, seconds=120, for_what="saved epochs")
     process.terminate()
     stdout, _ = process.communicate(timeout=60)
@@ -232,7 +215,7 @@ def test_a_repetition_that_is_stopped_leaves_no_process_and_no_open_run(tmp_path
 def test_a_killed_seed_stops_no_other_and_the_next_repetition_reuses_the_finished_one(tmp_path):
     project = Project(tmp_path)
     process = start_repeat(project, "--epochs", "6", "--target", "20")
-    os.kill(child_of_seed(project, process.pid, 1), signal.SIGKILL)
+    os.kill(process_of_seed(project, 1), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "step4 seed 1: failed: its process was ended by signal 9" in stdout

@@ -268,9 +268,12 @@ def test_unusual_names_through_the_command(store, tmp_path, picture, monkeypatch
 @pytest.mark.slow
 @pytest.mark.fault("folder with 10,000 files", "digits as PNG", "all are predicted, in bounded memory")
 def test_ten_thousand_files(tmp_path, digits):
-    images = digits.train_images.numpy()
-    for number in range(10_000):
-        Image.fromarray(images[number % len(images)]).save(tmp_path / f"{number:05}.png", compress_level=1)
+    pictures = [tmp_path / f"{number:05}.png" for number in range(10_000)]
+    count = len(digits.train_images)
+    for image, picture in zip(digits.train_images.numpy(), pictures[:count], strict=True):
+        Image.fromarray(image).save(picture, compress_level=1)
+    for number, picture in enumerate(pictures[count:]):
+        picture.hardlink_to(pictures[number % count])
     before = peak_memory()
     files, _ = find_images(tmp_path)
     answers = list(Reader(Brightest()).read(files))

@@ -23,6 +23,7 @@ from drilldown.process import Stopped
 from drilldown.registry.verify import Verifier
 from drilldown.steps import STEP_NAMES, load_step
 from drilldown.tracking.export import log_model
+from tests.support import warm
 from tests.support.programs import wait_until
 
 pytestmark = pytest.mark.slow
@@ -144,7 +145,7 @@ def test_the_process_ends_when_its_parent_is_killed(tmp_path):
         "print(verifier._process.pid, flush=True); time.sleep(600)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as parent:
+    with subprocess.Popen([warm.python(), "-c", program], stdout=subprocess.PIPE, env=environment) as parent:
         child = int(parent.stdout.readline())
         assert is_running(child)
         parent.kill()
@@ -170,7 +171,7 @@ class Centered(nn.Module):
         return self.network(images) - self.mean_logits
 
 
-def test_verifier_and_evaluation_agree_on_every_image(store, digits):
+def test_verifier_and_evaluation_agree_on_every_image(store, warm_start, digits):
     """For each step's network: the exported model in the verifier's process, and evaluate() as in training."""
     cases = []
     for name in STEP_NAMES:

@@ -1,11 +1,12 @@
 """Copies of the project, and commands run in them as a user would."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from drilldown.engine import accelerate
 from drilldown.steps import ROOT
 from drilldown.tracking import database
 from drilldown.tracking.store import EXPERIMENT
+from drilldown.tracking.tags import ours
 from tests.support import warm
 from tests.support.programs import with_programs
 
@@ -45,7 +47,8 @@ def copy_project(folder: Path) -> Path:
 class Project:
     """A copy of the project with a store of its own.
 
-    What runs to its end starts warm (tests/support/warm); what is started, to be stopped, starts as users start it.
+    What runs to its end starts warm (tests/support/warm); what is started, to be stopped, starts as users start it,
+    unless the test says otherwise.
     """
 
     def __init__(self, folder: Path):
@@ -78,17 +81,16 @@ class Project:
 
     def command(self, *command: str, **settings) -> subprocess.CompletedProcess:
         """Run a command to its end."""
-        command = tuple(warm.python() if part == sys.executable else part for part in command)
         return subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=550, **settings
+            _warm(command), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=550, **settings
         )
 
-    def start(self, *command: str, **settings) -> subprocess.Popen:
+    def start(self, *command: str, cold: bool = True, **settings) -> subprocess.Popen:
         """Start a command in a process group of its own, as a shell would."""
         return subprocess.Popen(
-            command,
+            command if cold else _warm(command),
             cwd=self.folder,
-            env=self.environment | warm.COLD,
+            env=self.environment | (warm.COLD if cold else {}),
             text=True,
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
@@ -112,3 +114,26 @@ class Project:
     def client(self) -> mlflow.MlflowClient:
         """MLflow's client of its store."""
         return mlflow.MlflowClient(self.tracking_uri)
+
+    def nested_process(self, name: str) -> int | None:
+        """The process that trains a nested run; None until it has taken the run over from the command.
+
+        It has the lock open that the run names. It is looked for in /proc.
+        """
+        locks = [(run.info.run_name, ours(run.data.tags)["process"].partition(":")[2]) for run in self.runs()]
+        lock = dict(reversed(locks)).get(name)
+        if [other for _, other in locks].count(lock) != 1:  # there is no run yet, or the command has the lock
+            return None
+        processes = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal())
+        return next((process for process in processes if lock in _open_files(process)), None)
+
+
+def _warm(command: Sequence[str]) -> list[str]:
+    return [warm.python() if part == sys.executable else part for part in command]
+
+
+def _open_files(process: int) -> set[str]:
+    """The files that a process has open; none once it has ended."""
+    with contextlib.suppress(OSError):
+        return {str(file.readlink()) for file in Path(f"/proc/{process}/fd").iterdir()}
+    return set()
