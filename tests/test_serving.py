@@ -15,6 +15,7 @@ from mlflow.models.cli import generate_dockerfile
 
 from drilldown.registry import registry
 from drilldown.tracking import export
+from tests.support import warm
 from tests.support.programs import server
 from tests.support.tracked import track
 
@@ -105,7 +106,7 @@ def test_over_http_and_from_a_file(champion, digits, tmp_path):
     (tmp_path / "digits.json").write_text(json.dumps({"instances": images[:3].tolist()}))
     ask_file = ["models", "predict", "--model-uri", MODEL, "--env-manager", "local", "--content-type", "json"]
     subprocess.run(
-        [sys.executable, "-m", "mlflow", *ask_file, "--input-path", "digits.json", "--output-path", "answers.json"],
+        [warm.python(), "-m", "mlflow", *ask_file, "--input-path", "digits.json", "--output-path", "answers.json"],
         cwd=tmp_path, check=True, capture_output=True,
     )  # fmt: skip
     answers = json.loads((tmp_path / "answers.json").read_text())["predictions"]

@@ -1,6 +1,5 @@
 """Trainings in processes of their own: a failure stops no other training, and stopping leaves no process behind."""
 
-import contextlib
 import json
 import os
 import signal

@@ -81,9 +81,8 @@ class Project:
 
     def command(self, *command: str, **settings) -> subprocess.CompletedProcess:
         """Run a command to its end."""
-        return subprocess.run(
-            _warm(command), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=550, **settings
-        )
+        settings |= {"cwd": self.folder, "env": self.environment, "timeout": 550}
+        return subprocess.run(_warm(command), capture_output=True, text=True, **settings)
 
     def start(self, *command: str, cold: bool = True, **settings) -> subprocess.Popen:
         """Start a command in a process group of its own, as a shell would."""
