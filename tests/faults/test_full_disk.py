@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 
 import mlflow
@@ -15,6 +14,7 @@ from drilldown.learning import data
 from drilldown.tracking.database import is_complete
 from drilldown.tracking.tags import ours
 from tests.faults.small_disk import fill, mounted
+from tests.support import warm
 from tests.support.project import ROOT
 from tests.test_cli import refused, run_status
 
@@ -172,7 +172,7 @@ def test_no_space_to_create_the_database(kilobytes, tmp_path, store, monkeypatch
         filling = fill(folder, leave=kilobytes)
         assert_full(refused(capsys, *STEP), folder)
         filling.unlink()
-        command = [sys.executable, "-m", "drilldown.tracking.database", folder / "mlflow.db"]
+        command = [warm.python(), "-m", "drilldown.tracking.database", folder / "mlflow.db"]
         subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, check=True)
         assert is_complete(folder / "mlflow.db")
         assert {file.name for file in folder.iterdir()} <= {
