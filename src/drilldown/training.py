@@ -21,7 +21,7 @@ from drilldown.engine import accelerate
 from drilldown.errors import CheckpointError, DrilldownError, PermissionMissingError, StoreError
 from drilldown.learning import checkpoint, data, side_by_side, train
 from drilldown.learning.evaluate import Evaluation, evaluate
-from drilldown.learning.recipe import Goal
+from drilldown.learning.recipe import Goal, Recipe
 from drilldown.options import TrainOptions
 from drilldown.registry import registry
 from drilldown.registry.champion import dataset_of, missing_permission, model_name
@@ -90,7 +90,7 @@ def train_run(
     options: TrainOptions,
     *,
     run_id: str | None = None,
-    resume: bool = False,
+    resume: str = "",
     dataset: data.Dataset | None = None,
     register: bool = True,
     attempt: int = 0,
@@ -101,7 +101,7 @@ def train_run(
         name: of the step.
         options: what the user gave.
         run_id: of a run that is open already; by default a new one is opened.
-        resume: continue that run from its saved state.
+        resume: id of an unfinished run, to continue it from its saved state.
         dataset: what the options stand for, if it is loaded already.
         register: whether a model that passes the gate is registered.
         attempt: on a cluster, the number of this attempt. States are then kept in the store, from which the second
@@ -109,49 +109,26 @@ def train_run(
     """
     step = load_step(name)
     if resume:
-        assert run_id
-        options = resume_options(run_id, name, options)
+        options = resume_options(resume, name, options)
     recipe = options.recipe(step.recipe)
     device = train.prepare(options.seed, options.device, options.threads)
     network = step.network(**options.network_fields)
     acceleration = accelerate(network, engine=options.engine, device=device)
-    tags = run_tags(name, options) | {"checkpoints": str(store.checkpoints().absolute())}
+    find = partial(find_fingerprint, step, options, device=device, engine=acceleration.engine)
+    opened = _resumed_run(name, options, resume, dataset, find) if resume else _new_run(name, options, run_id, dataset)
     with contextlib.ExitStack() as stack:
-        if resume:  # all that could forbid it is checked before the run is changed
-            assert run_id
-            dataset = dataset or load_dataset(options)
-            tags["dataset.location"] = dataset.location  # it may have moved since
-            fingerprint = find_fingerprint(step, options, dataset, device, acceleration.engine)
-            check_fingerprint(run_id, fingerprint)
-            folder = checkpoints(mlflow.get_run(run_id))
-            tags["checkpoints"] = str(folder.parent.absolute())
-            stack.enter_context(checkpoint.lock(folder, fresh=False))
-        run_id = stack.enter_context(runs.run(run_name(name, options.seed, options.trial), tags, run_id, resume=resume))
-        if not resume:
-            folder = store.checkpoints() / run_id
-            stack.enter_context(checkpoint.lock(folder))
-            dataset = dataset or load_dataset(options)
-            runs.check_dataset(run_id, dataset)
-            fingerprint = find_fingerprint(step, options, dataset, device, acceleration.engine)
-        assert dataset
+        run_id, folder, dataset = stack.enter_context(opened)
         stack.enter_context(_resume_hint(name, run_id, folder, options))
         state = train.init_state(network, recipe, dataset, options.seed, device)
         goal = options.goal(step.target, dataset)
-        click.echo(
-            f"{name}, seed {options.seed}: {state.classifier.num_parameters:,} parameters, {dataset.name}, "
-            f"{recipe.epochs} epochs on {device.type}"
-        )
-        if dataset.is_own:
-            click.echo(dataset)
-        if acceleration.reason:
-            click.echo(f"engine: torch, because {acceleration.reason}")
+        _announce(name, options.seed, state, recipe, dataset, acceleration.reason)
         logged = set()
         if resume:
             logged = _restore(state, folder, run_id, dataset.split)
         elif attempt > 1:
             logged = _take_over(state, folder, run_id, dataset.split)
         if not (resume or (attempt > 1 and attempts.has_started())):
-            runs.log_start(fingerprint, state, recipe, goal, dataset, options, acceleration.engine)
+            runs.log_start(find(dataset), state, recipe, goal, dataset, options, acceleration.engine)
         if register:
             warn_of_missing_permission(dataset)
         verifier = stack.enter_context(Verifier())
@@ -176,6 +153,56 @@ def train_run(
             if attempt:
                 attempts.drop_states(run_id)
     checkpoint.clear(folder)
+
+
+@contextlib.contextmanager
+def _new_run(
+    name: str, options: TrainOptions, run_id: str | None, dataset: data.Dataset | None
+) -> Iterator[tuple[str, Path, data.Dataset]]:
+    """Open a run, or take over the one that is named; yields its id, the folder for its states, and the data."""
+    tags = run_tags(name, options) | {"checkpoints": str(store.checkpoints().absolute())}
+    with runs.run(run_name(name, options.seed, options.trial), tags, run_id) as opened:
+        folder = store.checkpoints() / opened
+        with checkpoint.lock(folder):
+            dataset = dataset or load_dataset(options)
+            runs.check_dataset(opened, dataset)
+            yield opened, folder, dataset
+
+
+@contextlib.contextmanager
+def _resumed_run(
+    name: str,
+    options: TrainOptions,
+    run_id: str,
+    dataset: data.Dataset | None,
+    find: Callable[[data.Dataset], dict[str, str]],
+) -> Iterator[tuple[str, Path, data.Dataset]]:
+    """Open an unfinished run again; yields its id, the folder with its states, and the data.
+
+    All that could forbid it is checked before the run is changed. `find` computes the fingerprint of now.
+    """
+    dataset = dataset or load_dataset(options)
+    check_fingerprint(run_id, find(dataset))
+    folder = checkpoints(mlflow.get_run(run_id))
+    places = {"dataset.location": dataset.location, "checkpoints": str(folder.parent.absolute())}  # they may have moved
+    with checkpoint.lock(folder, fresh=False):
+        tags = run_tags(name, options) | places
+        with runs.run(run_name(name, options.seed, options.trial), tags, run_id, resume=True):
+            yield run_id, folder, dataset
+
+
+def _announce(
+    name: str, seed: int, state: train.TrainState, recipe: Recipe, dataset: data.Dataset, reason: str | None
+) -> None:
+    """Say what is trained, and the reason for which the engine `auto` is torch, if there is one."""
+    click.echo(
+        f"{name}, seed {seed}: {state.classifier.num_parameters:,} parameters, {dataset.name}, "
+        f"{recipe.epochs} epochs on {state.classifier.mean.device.type}"
+    )
+    if dataset.is_own:
+        click.echo(dataset)
+    if reason:
+        click.echo(f"engine: torch, because {reason}")
 
 
 def train_together(

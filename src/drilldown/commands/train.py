@@ -24,7 +24,7 @@ from drilldown.tracking import invocation, runs, search
 @command
 def train_step(name: str, options: TrainOptions, resume: str) -> None:
     """Train one step, or resume an unfinished run of it: track it, judge it, register its model if it passes."""
-    training.train_run(name, options, run_id=resume or None, resume=bool(resume))
+    training.train_run(name, options, resume=resume)
 
 
 @command
