@@ -7,7 +7,7 @@ import functools
 import click
 
 from drilldown.commands.command import command, on_a_store
-from drilldown.experiments import status
+from drilldown.registry import status
 from drilldown.tracking import places, runs, search, store
 
 
