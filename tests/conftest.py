@@ -5,6 +5,7 @@ PyTorch and MLflow are imported by the fixtures that use them: the process that 
 
 import atexit
 import contextlib
+import functools
 import gc
 import os
 import shutil
@@ -104,9 +105,11 @@ def offline(monkeypatch):
 def empty_database(tmp_path_factory):
     """A database with MLflow's tables: creating it takes seconds, copying it none."""
     import mlflow
+    from mlflow.store.db import utils
 
     from drilldown.tracking import store
 
+    utils._get_latest_schema_revision = functools.cache(utils._get_latest_schema_revision)  # reads 67 files every time
     database = tmp_path_factory.mktemp("database") / "mlflow.db"
     mlflow.set_tracking_uri(f"sqlite:///{database}")
     with contextlib.chdir(database.parent), pytest.MonkeyPatch.context() as monkeypatch:
