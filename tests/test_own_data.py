@@ -71,14 +71,14 @@ def test_a_whole_lifecycle(store, folder, arrays, run, refused, monkeypatch, tmp
     name = "mirror-writing-cnn"
     first = run("step4", "--dataset", folder, *SHORT, "--lr", "0.001")
     assert "mirror-writing: 1,437 images to train on, 360 test images, 10 classes, digest " in first
-    assert f"registered {name} version 1 as champion: there was no champion" in first
+    assert f"registered {name} version 1 as champion: there was no champion before" in first
     assert f"registered {name} version 2 as champion: significantly better than" in run(
         "step4", "--dataset", folder, *SHORT
     )
     assert [model.name for model in store.search_registered_models()] == [name]
 
     # It does not meet the digits, whose images have the same shape.
-    assert "registered digits-cnn version 1 as champion: there was no champion" in run(
+    assert "registered digits-cnn version 1 as champion: there was no champion before" in run(
         "step4", "--dataset", "digits", *SHORT
     )
     assert aliases(store, name) == {"challenger": "2", "champion": "2"}

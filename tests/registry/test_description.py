@@ -24,7 +24,7 @@ def test_a_version_is_described_by_a_list_with_the_figures_of_both_models():
 def test_the_first_version_has_no_rival():
     first = candidate("1", [])
     text = description.of_version(first, None, LABELS, promotion.FIRST, promoted=True)
-    assert text.startswith("Promoted: there was no champion.\n")
+    assert text.startswith("Promoted: there was no champion before.\n")
     assert "only version" not in text
     assert text.endswith("Wrong answers of version 1 by true class: none")
 

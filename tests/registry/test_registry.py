@@ -83,7 +83,7 @@ def test_the_first_model_becomes_champion_and_registering_is_idempotent(store, i
     )
     (change,) = champion_history("digits-cnn")
     assert (change.kind, change.before, change.after) == ("promotion", None, "1")
-    assert (change.by, change.why) == (getpass.getuser(), "small passed the gate; there was no champion")
+    assert (change.by, change.why) == (getpass.getuser(), "small passed the gate; there was no champion before")
 
     before = state(store)
     again = register(tracked, digits)

@@ -36,7 +36,7 @@ class Decision:
     both_wrong: int = 0
 
 
-FIRST = Decision(True, "there was no champion")
+FIRST = Decision(True, "there was no champion before")
 
 
 def decide(challenger: Candidate, champion: Candidate, labels: np.ndarray) -> Decision:
