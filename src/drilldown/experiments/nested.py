@@ -157,16 +157,15 @@ class _Workers:
             run_id = runs.open_nested(self.parent, name, self.dataset)
             tasks.append(Task(step, options, run_id, self.register, on_cluster=bool(self.cluster)))
         by_run = {task.run_id: task for task in tasks}
-        left = []
-        for ended in self._train(tasks):
-            task = by_run[ended.run_id]
-            if ended.is_lost and len(tasks) > 1:
-                left.append(task)
-            else:
-                outcomes.put(self._outcome(task, ended))
-        for task in left:
-            for ended in self._train([task]):
-                outcomes.put(self._outcome(task, ended))
+        groups = [tasks]
+        while groups:
+            group = groups.pop(0)
+            for ended in self._train(group):
+                task = by_run[ended.run_id]
+                if ended.is_lost and len(group) > 1:
+                    groups.append([task])
+                else:
+                    outcomes.put(self._outcome(task, ended))
 
     def _train(self, tasks: Sequence[Task]) -> Iterator[Report]:
         if (worker := self._take(tasks)) is None:
