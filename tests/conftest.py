@@ -109,14 +109,16 @@ def empty_database(tmp_path_factory):
 
     from drilldown.tracking import store
 
-    utils._get_latest_schema_revision = functools.cache(utils._get_latest_schema_revision)  # reads 67 files every time
+    latest = functools.cache(utils._get_latest_schema_revision)  # it reads all of MLflow's migrations every time
     database = tmp_path_factory.mktemp("database") / "mlflow.db"
     mlflow.set_tracking_uri(f"sqlite:///{database}")
-    with contextlib.chdir(database.parent), pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")  # the store fixture selects one
-        store.connect()
-    return database
+    with pytest.MonkeyPatch.context() as session:
+        session.setattr(utils, "_get_latest_schema_revision", latest)
+        with contextlib.chdir(database.parent), pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+            monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")  # the store fixture selects one
+            store.connect()
+        yield database
 
 
 @pytest.fixture

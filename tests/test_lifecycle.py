@@ -1,6 +1,7 @@
 """Whole lifecycles through `mlflow run`, in a copy of the project, as a user has them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from PIL import Image
 
 from benchmarks import written
 from drilldown.tracking.tags import ours
-from tests.support import warm
 from tests.support.programs import wait_until
 from tests.support.project import Project
 
@@ -62,7 +62,7 @@ numpy.save("answers.npy", model.predict(numpy.load("images.npy")))
 """
     settings = {"MLFLOW_TRACKING_URI": project.tracking_uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     done = subprocess.run(
-        [warm.python(), "-I", "-c", code],
+        [sys.executable, "-I", "-c", code],
         cwd=tmp_path,
         env=project.environment | settings,
         capture_output=True,
@@ -130,7 +130,7 @@ def test_a_killed_run_is_resumed_and_ends_as_an_uninterrupted_one(project, train
     process = project.start(*command, cold=False)
     checkpoints = project.folder / "checkpoints"
     wait_until(lambda: list(checkpoints.glob("*/epoch-0004.pt")), seconds=120, for_what="the fourth epoch")
-    process.kill()
+    os.kill(project.wait_for_process("step4 seed 0"), signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # in the middle of its training
     (state,) = checkpoints.iterdir()
     done = project.mlflow_run("step4", resume=state.name)
@@ -153,18 +153,23 @@ def test_a_killed_run_is_resumed_and_ends_as_an_uninterrupted_one(project, train
 
 
 def test_an_environment_built_from_nothing_but_conda_yaml(tmp_path):
-    """The whole lifecycle once more, in a folder and an environment of its own."""
+    """The whole lifecycle once more, in a folder and an environment of its own.
+
+    The environment is built by an entry point that does nothing, so that it can borrow bytecode before the training.
+    """
     project = Project(tmp_path / "project")
     project.environment["MLFLOW_ENV_ROOT"] = str(tmp_path / "environments")
     with (project.folder / "MLproject").open("a") as entry_points:
         entry_points.write("  environment:\n    command: 'true'\n")
-    project.mlflow_run("environment", env_manager="uv")
-    share_bytecode(*{folder.parent for folder in (tmp_path / "environments").rglob("torchsummary")})
+    built = project.mlflow_run("environment", env_manager="uv")
+    assert built.returncode == 0, built.stderr[-3000:]
+    (packages,) = {folder.parent for folder in (tmp_path / "environments").rglob("torchsummary")}
+    share_bytecode(packages)
     with project.cold():
         done = project.mlflow_run("step4", env_manager="uv", dataset="digits", seed=1, epochs=5, target=0)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "registered digits-cnn version 1 as champion" in done.stdout
-    run = project.runs()[0]
+    run, _ = project.runs()  # and that of the entry point that does nothing
     assert (run.info.run_name, run.info.status) == ("step4 seed 1", "FINISHED")
 
 

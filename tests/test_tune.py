@@ -232,11 +232,11 @@ def test_a_killed_search_goes_on_and_a_killed_trial_is_told_as_failed(tmp_path):
 
     driver = project.start(*command, cold=False)
     wait_until(lambda: trains(1), seconds=300, for_what="the second trial")
-    driver.kill()
-    driver.wait()
+    os.kill(project.wait_for_process("tune step2"), signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL
     driver = project.start(*command, cold=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_until(lambda: trains(2), seconds=300, for_what="the trial that is trained again")
-    os.kill(project.nested_process("step2 trial 2 seed 0"), signal.SIGKILL)
+    os.kill(project.wait_for_process("step2 trial 2 seed 0"), signal.SIGKILL)
     stdout, stderr = driver.communicate(timeout=500)
     assert driver.returncode == 0, stderr
     assert "goes on after 1 trials" in stdout

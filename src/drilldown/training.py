@@ -101,7 +101,7 @@ def train_run(
         name: of the step.
         options: what the user gave.
         run_id: of a run that is open already; by default a new one is opened.
-        resume: id of an unfinished run, to continue it from its saved state.
+        resume: id of an unfinished run, to continue it from its saved state; without `run_id` and `dataset`.
         dataset: what the options stand for, if it is loaded already.
         register: whether a model that passes the gate is registered.
         attempt: on a cluster, the number of this attempt. States are then kept in the store, from which the second
@@ -114,10 +114,13 @@ def train_run(
     device = train.prepare(options.seed, options.device, options.threads)
     network = step.network(**options.network_fields)
     acceleration = accelerate(network, engine=options.engine, device=device)
-    find = partial(find_fingerprint, step, options, device=device, engine=acceleration.engine)
-    opened = _resumed_run(name, options, resume, dataset, find) if resume else _new_run(name, options, run_id, dataset)
+    fingerprint_of = partial(find_fingerprint, step, options, device=device, engine=acceleration.engine)
+    if resume:
+        opening = _reopen_run(name, options, resume, fingerprint_of)
+    else:
+        opening = _open_run(name, options, run_id, dataset)
     with contextlib.ExitStack() as stack:
-        run_id, folder, dataset = stack.enter_context(opened)
+        run_id, folder, dataset = stack.enter_context(opening)
         stack.enter_context(_resume_hint(name, run_id, folder, options))
         state = train.init_state(network, recipe, dataset, options.seed, device)
         goal = options.goal(step.target, dataset)
@@ -128,7 +131,7 @@ def train_run(
         elif attempt > 1:
             logged = _take_over(state, folder, run_id, dataset.split)
         if not (resume or (attempt > 1 and attempts.has_started())):
-            runs.log_start(find(dataset), state, recipe, goal, dataset, options, acceleration.engine)
+            runs.log_start(fingerprint_of(dataset), state, recipe, goal, dataset, options, acceleration.engine)
         if register:
             warn_of_missing_permission(dataset)
         verifier = stack.enter_context(Verifier())
@@ -156,37 +159,33 @@ def train_run(
 
 
 @contextlib.contextmanager
-def _new_run(
+def _open_run(
     name: str, options: TrainOptions, run_id: str | None, dataset: data.Dataset | None
 ) -> Iterator[tuple[str, Path, data.Dataset]]:
     """Open a run, or take over the one that is named; yields its id, the folder for its states, and the data."""
     tags = run_tags(name, options) | {"checkpoints": str(store.checkpoints().absolute())}
-    with runs.run(run_name(name, options.seed, options.trial), tags, run_id) as opened:
-        folder = store.checkpoints() / opened
+    with runs.run(run_name(name, options.seed, options.trial), tags, run_id) as opened_id:
+        folder = store.checkpoints() / opened_id
         with checkpoint.lock(folder):
             dataset = dataset or load_dataset(options)
-            runs.check_dataset(opened, dataset)
-            yield opened, folder, dataset
+            runs.check_dataset(opened_id, dataset)
+            yield opened_id, folder, dataset
 
 
 @contextlib.contextmanager
-def _resumed_run(
-    name: str,
-    options: TrainOptions,
-    run_id: str,
-    dataset: data.Dataset | None,
-    find: Callable[[data.Dataset], dict[str, str]],
+def _reopen_run(
+    name: str, options: TrainOptions, run_id: str, fingerprint_of: Callable[[data.Dataset], dict[str, str]]
 ) -> Iterator[tuple[str, Path, data.Dataset]]:
     """Open an unfinished run again; yields its id, the folder with its states, and the data.
 
-    All that could forbid it is checked before the run is changed. `find` computes the fingerprint of now.
+    Everything is checked before the run is changed. `fingerprint_of` gives the current fingerprint for a dataset.
     """
-    dataset = dataset or load_dataset(options)
-    check_fingerprint(run_id, find(dataset))
+    dataset = load_dataset(options)
+    check_fingerprint(run_id, fingerprint_of(dataset))
     folder = checkpoints(mlflow.get_run(run_id))
-    places = {"dataset.location": dataset.location, "checkpoints": str(folder.parent.absolute())}  # they may have moved
     with checkpoint.lock(folder, fresh=False):
-        tags = run_tags(name, options) | places
+        moved = {"dataset.location": dataset.location, "checkpoints": str(folder.parent.absolute())}  # perhaps
+        tags = run_tags(name, options) | moved
         with runs.run(run_name(name, options.seed, options.trial), tags, run_id, resume=True):
             yield run_id, folder, dataset
 
@@ -194,7 +193,7 @@ def _resumed_run(
 def _announce(
     name: str, seed: int, state: train.TrainState, recipe: Recipe, dataset: data.Dataset, reason: str | None
 ) -> None:
-    """Say what is trained, and the reason for which the engine `auto` is torch, if there is one."""
+    """Say what is trained, and why engine=auto chose torch, if it did."""
     click.echo(
         f"{name}, seed {seed}: {state.classifier.num_parameters:,} parameters, {dataset.name}, "
         f"{recipe.epochs} epochs on {state.classifier.mean.device.type}"

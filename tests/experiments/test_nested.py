@@ -170,12 +170,6 @@ def test_an_outcome_is_known_while_the_process_trains_the_others(store, digits, 
     assert [outcome.seed for outcome in outcomes] == [4]
 
 
-def process_of_seed(project, seed):
-    """Wait for the process that trains the seed."""
-    name = f"step4 seed {seed}"
-    return wait_until(lambda: project.nested_process(name), seconds=120, for_what=f"a process that trains {name}")
-
-
 finds_processes = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
 
 
@@ -195,7 +189,7 @@ def start_repeat(project, *parameters):
 def test_a_repetition_that_is_stopped_leaves_no_process_and_no_open_run(tmp_path):
     project = Project(tmp_path)
     process = start_repeat(project, "--epochs", "100")  # minutes
-    trainings = [process_of_seed(project, seed) for seed in (0, 1)]
+    trainings = [project.wait_for_process(f"step4 seed {seed}") for seed in (0, 1)]
     wait_until(lambda: len(list(tmp_path.glob("checkpoints/*/*.pt"))) >= 2, seconds=120, for_what="saved epochs")
     process.terminate()
     stdout, _ = process.communicate(timeout=60)
@@ -214,7 +208,7 @@ def test_a_repetition_that_is_stopped_leaves_no_process_and_no_open_run(tmp_path
 def test_a_killed_seed_stops_no_other_and_the_next_repetition_reuses_the_finished_one(tmp_path):
     project = Project(tmp_path)
     process = start_repeat(project, "--epochs", "6", "--target", "20")
-    os.kill(process_of_seed(project, 1), signal.SIGKILL)
+    os.kill(project.wait_for_process("step4 seed 1"), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "step4 seed 1: failed: its process was ended by signal 9" in stdout

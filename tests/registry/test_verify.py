@@ -171,7 +171,7 @@ class Centered(nn.Module):
         return self.network(images) - self.mean_logits
 
 
-def test_verifier_and_evaluation_agree_on_every_image(store, warm_start, digits):
+def test_verifier_and_evaluation_agree_on_every_image(store, digits):
     """For each step's network: the exported model in the verifier's process, and evaluate() as in training."""
     cases = []
     for name in STEP_NAMES:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from torch import nn
 
 from drilldown.engine import accelerate
@@ -20,7 +21,7 @@ from drilldown.tracking import database
 from drilldown.tracking.store import EXPERIMENT
 from drilldown.tracking.tags import ours
 from tests.support import warm
-from tests.support.programs import with_programs
+from tests.support.programs import wait_until, with_programs
 
 NOWHERE = "http://127.0.0.1:9/"  # nothing listens there
 KERNELS = Path("src/drilldown/engine/__pycache__")
@@ -47,8 +48,7 @@ def copy_project(folder: Path) -> Path:
 class Project:
     """A copy of the project with a store of its own.
 
-    What runs to its end starts warm (tests/support/warm); what is started, to be stopped, starts as users start it,
-    unless the test says otherwise.
+    `command` and `mlflow_run` start programs warm (tests/support/warm), `start` as users start them.
     """
 
     def __init__(self, folder: Path):
@@ -81,11 +81,15 @@ class Project:
 
     def command(self, *command: str, **settings) -> subprocess.CompletedProcess:
         """Run a command to its end."""
-        settings |= {"cwd": self.folder, "env": self.environment, "timeout": 550}
+        settings = {"cwd": self.folder, "env": self.environment, "timeout": 550} | settings
         return subprocess.run(_warm(command), capture_output=True, text=True, **settings)
 
     def start(self, *command: str, cold: bool = True, **settings) -> subprocess.Popen:
-        """Start a command in a process group of its own, as a shell would."""
+        """Start a command in a process group of its own, as a shell would.
+
+        With `cold=False` it starts warm. What is returned is a client then: signals to its group do not reach the
+        command, and after its `kill` the command ends a moment later (`wait_for_process` finds the command itself).
+        """
         return subprocess.Popen(
             command if cold else _warm(command),
             cwd=self.folder,
@@ -114,17 +118,25 @@ class Project:
         """MLflow's client of its store."""
         return mlflow.MlflowClient(self.tracking_uri)
 
-    def nested_process(self, name: str) -> int | None:
-        """The process that trains a nested run; None until it has taken the run over from the command.
+    def wait_for_process(self, name: str) -> int:
+        """Wait for the process that has the newest run of this name, and return its number; it is found in /proc."""
+        return wait_until(lambda: self._process(name), seconds=300, for_what=f"a process with the run {name!r}")
 
-        It has the lock open that the run names. It is looked for in /proc.
-        """
-        locks = [(run.info.run_name, ours(run.data.tags)["process"].partition(":")[2]) for run in self.runs()]
-        lock = dict(reversed(locks)).get(name)
-        if [other for _, other in locks].count(lock) != 1:  # there is no run yet, or the command has the lock
+    def _process(self, name: str) -> int | None:
+        runs = {run.info.run_id: run for run in self.runs()}
+        run = next((run for run in runs.values() if run.info.run_name == name), None)
+        if run is None or not (lock := _lock(run)):
+            return None
+        parent = runs.get(run.data.tags.get(MLFLOW_PARENT_RUN_ID))
+        if parent and lock == _lock(parent):  # the command has opened the run; no other process has taken it over yet
             return None
         processes = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal())
         return next((process for process in processes if lock in _open_files(process)), None)
+
+
+def _lock(run: mlflow.entities.Run) -> str:
+    """The file that the process of a run keeps locked."""
+    return ours(run.data.tags).get("process", "").partition(":")[2]
 
 
 def _warm(command: Sequence[str]) -> list[str]:
@@ -133,6 +145,9 @@ def _warm(command: Sequence[str]) -> list[str]:
 
 def _open_files(process: int) -> set[str]:
     """The files that a process has open; none once it has ended."""
+    files = set()
     with contextlib.suppress(OSError):
-        return {str(file.readlink()) for file in Path(f"/proc/{process}/fd").iterdir()}
-    return set()
+        for file in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(OSError):  # it has just been closed
+                files.add(str(file.readlink()))
+    return files

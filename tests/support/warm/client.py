@@ -1,7 +1,7 @@
 """Start a Python program by the server, and end as it ends: `python -IS client.py SOCKET FOLDER PROGRAM ARGUMENTS…`.
 
-What the server does not run (MLflow's servers), or is not to run (COLD_START is set), starts by itself. A signal
-to a group of processes would reach a server's client, and not the processes that the server has started.
+What the server does not run, or is not to run (COLD_START is set), starts by itself. So do MLflow's servers: tests end
+them by a signal to their process group, to which a warm program does not belong.
 """
 
 # pathlib takes longer to import than everything else here.
@@ -21,7 +21,7 @@ def understand() -> dict | None:
         return None
     if program == "mlflow":
         given = {"isolated": True, "module": True, "name": "mlflow", "arguments": ["mlflow", *arguments]}
-        return given if ends_by_itself(arguments) else None
+        return given if starts_warm(arguments) else None
     rest = arguments
     if isolated := rest[:1] == ["-I"]:
         rest = rest[1:]
@@ -29,13 +29,13 @@ def understand() -> dict | None:
         return {"isolated": isolated, "code": rest[1], "arguments": ["-c", *rest[2:]]}
     if module := rest[:1] == ["-m"]:
         rest = rest[1:]
-    if not rest or rest[0].startswith("-") or (module and rest[0] == "mlflow" and not ends_by_itself(rest[1:])):
+    if not rest or rest[0].startswith("-") or (module and rest[0] == "mlflow" and not starts_warm(rest[1:])):
         return None
     return {"isolated": isolated, "module": module, "name": rest[0], "arguments": rest}
 
 
-def ends_by_itself(command: list[str]) -> bool:
-    """Whether this command of MLflow is no server."""
+def starts_warm(command: list[str]) -> bool:
+    """Whether this command of MLflow starts warm: those that end by themselves."""
     return command[:1] == ["run"] or command[:2] == ["models", "predict"]
 
 
