@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks import written
 from drilldown.tracking.tags import ours
 from tests.support.programs import wait_until
-from tests.support.project import Project
+from tests.support.project import Project, finds_processes
 
 pytestmark = pytest.mark.slow
 
@@ -125,6 +125,7 @@ def test_a_bad_parameter_is_a_failed_run(project, trained, parameters, message):
     assert message in f"error: {ours(run.data.tags)['error']}"
 
 
+@finds_processes
 def test_a_killed_run_is_resumed_and_ends_as_an_uninterrupted_one(project, trained):
     command = (sys.executable, "-m", "drilldown", "step4", "--dataset", "digits", "--seed", "0")
     process = project.start(*command, cold=False)

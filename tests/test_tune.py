@@ -31,7 +31,7 @@ from drilldown.tracking import search
 from drilldown.tracking.tags import ours
 from tests.support.networks import SMALL_RECIPE
 from tests.support.programs import wait_until
-from tests.support.project import Project
+from tests.support.project import Project, finds_processes
 
 
 class Network(nn.Module):
@@ -216,7 +216,7 @@ def test_a_training_that_is_asked_to_stop_is_finished_and_pruned_and_not_reused(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
+@finds_processes
 def test_a_killed_search_goes_on_and_a_killed_trial_is_told_as_failed(tmp_path):
     project = Project(tmp_path)
     project.environment["PYTHONPATH"] = str(project.folder / "src")

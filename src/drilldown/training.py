@@ -184,8 +184,9 @@ def _reopen_run(
     check_fingerprint(run_id, fingerprint_of(dataset))
     folder = checkpoints(mlflow.get_run(run_id))
     with checkpoint.lock(folder, fresh=False):
-        moved = {"dataset.location": dataset.location, "checkpoints": str(folder.parent.absolute())}  # perhaps
-        tags = run_tags(name, options) | moved
+        # Data and states may have moved since the run was stopped.
+        locations = {"dataset.location": dataset.location, "checkpoints": str(folder.parent.absolute())}
+        tags = run_tags(name, options) | locations
         with runs.run(run_name(name, options.seed, options.trial), tags, run_id, resume=True):
             yield run_id, folder, dataset
 

@@ -20,7 +20,7 @@ from drilldown.options import TrainOptions
 from drilldown.tracking.tags import PREFIX, ours
 from tests.experiments.finished import finished_run
 from tests.support.programs import wait_until
-from tests.support.project import Project
+from tests.support.project import Project, finds_processes
 
 GOAL = Goal(accuracy=99.4)
 
@@ -168,9 +168,6 @@ def test_an_outcome_is_known_while_the_process_trains_the_others(store, digits, 
     assert next(outcomes).seed == 3
     known.set()
     assert [outcome.seed for outcome in outcomes] == [4]
-
-
-finds_processes = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
 
 
 REPEAT = (  # two seeds of step 4 on the digits, at the same time

@@ -25,6 +25,7 @@ from tests.support.programs import wait_until, with_programs
 
 NOWHERE = "http://127.0.0.1:9/"  # nothing listens there
 KERNELS = Path("src/drilldown/engine/__pycache__")
+finds_processes = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="finds processes in /proc")
 
 
 def copy_project(folder: Path) -> Path:
