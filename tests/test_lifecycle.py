@@ -130,8 +130,9 @@ def test_a_killed_run_is_resumed_and_ends_as_an_uninterrupted_one(project, train
     command = (sys.executable, "-m", "drilldown", "step4", "--dataset", "digits", "--seed", "0")
     process = project.start(*command, cold=False)
     checkpoints = project.folder / "checkpoints"
+    trainer = project.wait_for_process("step4 seed 0")
     wait_until(lambda: list(checkpoints.glob("*/epoch-0004.pt")), seconds=120, for_what="the fourth epoch")
-    os.kill(project.wait_for_process("step4 seed 0"), signal.SIGKILL)
+    os.kill(trainer, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL  # in the middle of its training
     (state,) = checkpoints.iterdir()
     done = project.mlflow_run("step4", resume=state.name)

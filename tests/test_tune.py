@@ -219,7 +219,6 @@ def test_a_training_that_is_asked_to_stop_is_finished_and_pruned_and_not_reused(
 @finds_processes
 def test_a_killed_search_goes_on_and_a_killed_trial_is_told_as_failed(tmp_path):
     project = Project(tmp_path)
-    project.environment["PYTHONPATH"] = str(project.folder / "src")
     command = [
         sys.executable, "-m", "drilldown", "tune", "--step", "step2", "--dataset", "digits", "--engine", "torch",
         "--epochs", "8", "--trials", "3", "--jobs", "1", "--confirm", "0", "--threads", "1",
@@ -231,12 +230,14 @@ def test_a_killed_search_goes_on_and_a_killed_trial_is_told_as_failed(tmp_path):
         return run and "validation_accuracy" in run.data.metrics and run.info.status == "RUNNING"
 
     driver = project.start(*command, cold=False)
+    searcher = project.wait_for_process("tune step2")
     wait_until(lambda: trains(1), seconds=300, for_what="the second trial")
-    os.kill(project.wait_for_process("tune step2"), signal.SIGKILL)
+    os.kill(searcher, signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL
     driver = project.start(*command, cold=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    trial = project.wait_for_process("step2 trial 2 seed 0")
     wait_until(lambda: trains(2), seconds=300, for_what="the trial that is trained again")
-    os.kill(project.wait_for_process("step2 trial 2 seed 0"), signal.SIGKILL)
+    os.kill(trial, signal.SIGKILL)
     stdout, stderr = driver.communicate(timeout=500)
     assert driver.returncode == 0, stderr
     assert "goes on after 1 trials" in stdout

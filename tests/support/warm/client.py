@@ -19,10 +19,7 @@ def understand() -> dict | None:
     """Read the command line as `python` would; None if the program is to start by itself."""
     if "COLD_START" in os.environ:
         return None
-    if program == "mlflow":
-        given = {"isolated": True, "module": True, "name": "mlflow", "arguments": ["mlflow", *arguments]}
-        return given if starts_warm(arguments) else None
-    rest = arguments
+    rest = ["-I", "-m", "mlflow", *arguments] if program == "mlflow" else arguments
     if isolated := rest[:1] == ["-I"]:
         rest = rest[1:]
     if rest[:1] == ["-c"]:
